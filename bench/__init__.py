@@ -1,0 +1,1 @@
+"""The harness: configuration, training, generation, results, tables and figures."""

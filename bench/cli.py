@@ -1,0 +1,332 @@
+"""The command line. Only names, options and help live here; every command calls one function.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 a run failed, 2 wrong usage,
+130 interrupted. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from bench.options import (
+    check_dataset_name,
+    collect,
+    dataset_option,
+    debug_option,
+    device_option,
+    inception_options,
+    method_option,
+    place_options,
+    preset_option,
+    results_option,
+    set_option,
+)
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "html")
+FIGURES = ("scatter", "joint", "cross", "interpolation", "chain", "training", "1", "4", "6", "9", "10")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="multimodal-bench")
+@debug_option
+def cli() -> None:
+    """Train, score and compare multimodal generative models.
+
+    \b
+    Examples:
+      bench run --method ours --dataset polydigits --preset quick
+      bench run --method mmvae --method mopoe --dataset polymnist --seed 0
+      bench table
+      bench table 7 --format markdown
+      bench plot scatter --dataset polymnist
+      bench check my_package.my_module:MyMethod
+    """
+
+
+@cli.command()
+@method_option
+@dataset_option
+@preset_option
+@click.option("--seed", "seeds", type=int, multiple=True, default=(0,), help="Repeatable. [default: 0]")
+@set_option
+@device_option
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Instead of the preset's.")
+@results_option
+@place_options
+@inception_options
+@click.option("--deterministic/--no-deterministic", default=False, help="Repeatable bits on CUDA too.")
+@click.option("--init-from", metavar="RUN", help="Run whose weights replace the first training stage.")
+@click.option("--force/--no-force", default=False, help="Start over, whatever is there.")
+@debug_option
+def run(methods: list[str], dataset: str, preset: str, seeds: tuple[int, ...], overrides: tuple[str, ...],
+        **rest: Any) -> int:  # fmt: skip
+    """Train methods on a data set, score them and keep a record.
+
+    \b
+    Examples:
+      bench run --method ours --dataset polydigits --preset quick
+      bench run --method mvebm --dataset polymnist --seed 0 --seed 1
+      bench run --method mmvae --dataset polydigits --set beta=2.5
+
+    The same command again reuses what is done and continues what was interrupted.
+    """
+    from bench.run import run_many
+    from bench.show import outcomes_text
+
+    outcomes = run_many(methods, dataset, preset, seeds, overrides, collect({**rest, "debug": _debugging()}))
+    click.echo(outcomes_text(outcomes))
+    return int(any(outcome.failed for outcome in outcomes))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@results_option
+@click.option("--dataset", callback=check_dataset_name, metavar="NAME", help="Only this data set.")
+@click.option("--preset", metavar="NAME", help="Only this preset. [default: the most complete]")
+@click.option("--format", "style", type=click.Choice(FORMATS), default="terminal", show_default=True)
+@debug_option
+def table(name: str | None, results: Path, dataset: str | None, preset: str | None, style: str) -> None:
+    """Print a comparison of all runs, or a table of the paper (4, 5, 7, 8).
+
+    \b
+    Examples:
+      bench table
+      bench table 5 --format latex > table5.tex
+      bench table --dataset polydigits --preset quick --format csv
+    """
+    from bench.show import tables_text
+
+    click.echo(tables_text(name, results, dataset, preset, style))
+
+
+@cli.command()
+@click.argument("figure", type=click.Choice(FIGURES))
+@click.option(
+    "--run", "runs", multiple=True, metavar="RUN", help="Run folder or id; repeatable. [default: the newest]"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Folder."
+)
+@click.option("--dataset", callback=check_dataset_name, metavar="NAME", help="Only this data set.")
+@click.option("--preset", metavar="NAME", help="Only this preset.")
+@click.option("--kind", metavar="CHAIN", help="For chain: data, posterior or prior. [default: all]")
+@results_option
+@place_options
+@device_option
+@debug_option
+def plot(figure: str, runs: tuple[str, ...], out: Path, dataset: str | None, preset: str | None,
+         kind: str | None, **rest: Any) -> None:  # fmt: skip
+    """Draw a figure as PNG and PDF; 1, 4, 6, 9, 10 are the paper's numbers.
+
+    \b
+    Examples:
+      bench plot scatter --dataset polydigits
+      bench plot joint --run 3fa1 --out figures
+      bench plot chain --run results/runs/polydigits/ours/3fa1c2d4e5f6
+    """
+    from bench.plots import plot_figure
+
+    for path in plot_figure(figure, runs, out, dataset, preset, kind, collect(rest)):
+        click.echo(str(path))
+
+
+@cli.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--full/--no-full", default=False, help="Also the probe on the whole training split.")
+@results_option
+@place_options
+@device_option
+@debug_option
+def probe(run_name: str, full: bool, **rest: Any) -> None:
+    """Probe the latents of a finished run, without retraining.
+
+    \b
+    Example:
+      bench probe 3fa1c2d4e5f6 --full
+    """
+    from bench.show import probe_text
+
+    click.echo(probe_text(run_name, full, collect(rest)))
+
+
+@cli.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--given", multiple=True, metavar="MODALITY", help="Condition on it. Repeatable.")
+@click.option("--sampler", metavar="NAME", help="Instead of the method's first.")
+@click.option("--steps", type=click.IntRange(min=0), help="Instead of the sampler's own.")
+@click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="Tuples to draw.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@results_option
+@place_options
+@device_option
+@debug_option
+def sample(run_name: str, given: tuple[str, ...], sampler: str | None, steps: int | None, count: int,
+           seed: int, out: Path, **rest: Any) -> None:  # fmt: skip
+    """Draw a grid of samples from a finished run.
+
+    \b
+    Example:
+      bench sample 3fa1c2d4e5f6 --given m0 --out cross.png
+    """
+    from bench.show import sample_run
+
+    click.echo(str(sample_run(run_name, given, sampler, steps, count, seed, out, collect(rest))))
+
+
+@cli.command()
+@method_option
+@dataset_option
+@preset_option
+@set_option
+@place_options
+@device_option
+@debug_option
+def cost(methods: list[str], dataset: str, preset: str, overrides: tuple[str, ...], **rest: Any) -> None:
+    """Measure parameters, time and memory of untrained methods on this machine.
+
+    \b
+    Example:
+      bench cost --method ours --dataset polymnist --preset fair
+    """
+    from bench.show import cost_text
+
+    click.echo(cost_text(methods, dataset, preset, overrides, collect(rest)))
+
+
+@cli.command()
+@click.argument("method")
+@click.option("--only", multiple=True, metavar="CHECK", help="Only this check. Repeatable.")
+@debug_option
+def check(method: str, only: tuple[str, ...]) -> int:
+    """Run the conformance checks over a method.
+
+    \b
+    Example:
+      bench check my_package.my_module:MyMethod
+    """
+    from bench.check import check_method, report
+
+    results = check_method(method, only or None)
+    click.echo(report(results))
+    return int(any(not result.ok for result in results))
+
+
+@cli.command()
+@click.argument("name", callback=check_dataset_name)
+@place_options
+@device_option
+@debug_option
+def data(name: str, **rest: Any) -> None:
+    """Prepare a data set and describe it.
+
+    \b
+    Example:
+      bench data polymnist --data /path/to/sources
+    """
+    from bench.show import data_text
+
+    click.echo(data_text(name, collect(rest)))
+
+
+@cli.command()
+@debug_option
+def methods() -> None:
+    """List the methods."""
+    from bench.show import methods_text
+
+    click.echo(methods_text())
+
+
+@cli.command()
+@debug_option
+def datasets() -> None:
+    """List the data sets."""
+    from bench.show import datasets_text
+
+    click.echo(datasets_text())
+
+
+@cli.command()
+@debug_option
+def metrics() -> None:
+    """List the metrics."""
+    from bench.show import metrics_text
+
+    click.echo(metrics_text())
+
+
+@cli.command()
+@results_option
+@place_options
+@device_option
+@debug_option
+def doctor(**rest: Any) -> int:
+    """Say what works on this machine and what is missing."""
+    from bench.show import doctor_text
+
+    text, ok = doctor_text(collect(rest))
+    click.echo(text)
+    return int(not ok)
+
+
+def _debugging() -> bool:
+    return "--debug" in sys.argv[1:]
+
+
+def _complain(text: str) -> None:
+    print(f"Error: {text}", file=sys.stderr, flush=True)
+
+
+def _one_line(message: Any, category: Any, filename: str, lineno: int, line: Any = None) -> str:
+    return f"warning: {message}\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `bench` command: run it and turn every error into one sentence and a code."""
+    from bench.guard import shadowed
+
+    warnings.formatwarning = _one_line  # type: ignore[assignment]
+    hidden = shadowed()
+    if hidden:
+        _complain(hidden)
+        sys.exit(2)
+    try:
+        code = cli.main(list(arguments) if arguments is not None else None, "bench", standalone_mode=False)
+    except click.ClickException as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            error.show()
+        else:
+            _complain(error.format_message())
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort) as error:
+        _complain(str(error) or "interrupted; the same command goes on from here")
+        code = 130
+    except BrokenPipeError:
+        # Somebody downstream (head, less) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if _debugging():
+            raise
+        code = _code(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _code(error: Exception) -> int:
+    from bench.errors import UsageError
+    from datasets.spec import UserError
+
+    if isinstance(error, UserError):
+        _complain(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    text = (str(error).splitlines() or [""])[0]
+    _complain(f"{type(error).__name__}: {text} (this is a fault of the suite, --debug shows where)")
+    return 1

@@ -1,0 +1,142 @@
+"""What a reader must know beside a table, as sentences: data, plan, judges, ceiling, intervals, reasons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from bench.cells import Table
+from bench.summary import Group, Result, Run
+
+
+def run_name(run: Run) -> str:
+    """How a run is named in a list: method, seed, start of its id."""
+    record = run.record
+    changed = record.get("overrides") or {}
+    extra = " [" + ", ".join(f"{k}={v}" for k, v in sorted(changed.items())) + "]" if changed else ""
+    return (
+        f"{record.get('method')}{extra} seed {record.get('seed', 0)} ({str(record.get('run_id', '?'))[:12]})"
+    )
+
+
+def plan_text(plan: str, beside: str = "") -> str:
+    """A plan (canonical JSON) as `joint=1000, cross=500`; with `beside` only what differs from that plan."""
+    mine = json.loads(plan) if plan else {}
+    theirs = json.loads(beside) if beside else {}
+    shown = {k: v for k, v in mine.items() if v is not None and (not beside or theirs.get(k) != v)}
+    return ", ".join(f"{key}={_word(value)}" for key, value in shown.items())
+
+
+def _word(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+
+def data_notes(group: Group) -> list[str]:
+    """Data, plan, judges and ceiling of a group."""
+    key = group.key
+    notes = [f"Data: {key.dataset}, fingerprint {key.fingerprint[:16] or 'unknown'}."]
+    runs = group.runs
+    for note in dict.fromkeys(
+        str(n) for run in runs for n in (run.record.get("data") or {}).get("notes", [])
+    ):
+        notes.append(f"Data note: {note}")
+    version = f", metric version {key.metric_version}" if key.metric_version else ""
+    if key.plan:
+        notes.append(f"Evaluation plan: {plan_text(key.plan)}{version}.")
+    notes += [text for run in runs[:1] if (text := judges_text(run.record.get("judges")))]
+    notes += ceiling_notes(runs)
+    return notes
+
+
+def judges_text(judges: Mapping[str, Any] | None) -> str:
+    """Accuracy on real test pictures and source of every judge; empty without judges."""
+    if not judges or not judges.get("accuracy"):
+        return ""
+    accuracy, source = judges["accuracy"], judges.get("source") or {}
+    parts = [
+        f"{name} {float(value):.3f}" + (f" ({source[name]})" if source.get(name) else "")
+        for name, value in accuracy.items()
+    ]
+    return f"Judges, accuracy on real test data: {', '.join(parts)}; hash {str(judges.get('hash', ''))[:12]}."
+
+
+def ceiling_notes(runs: list[Run]) -> list[str]:
+    """Coherence of real test tuples, and distances between real splits where they were computed."""
+    shown: dict[str, str] = {}
+    for run in runs:
+        for score in run.scores:
+            bound = next((b for b in ("ceiling", "floor") if score.metric.endswith(f"_{b}")), "")
+            if bound and score.value is not None and not score.given and not score.target:
+                what = " ".join(part for part in (score.task, score.attribute) if part)
+                name = score.metric.removesuffix(f"_{bound}").replace("_", " ")
+                text = f"{score.value:.3f}" if bound == "ceiling" else f"{score.value:.2f}"
+                shown.setdefault(f"{name} {bound}{f' ({what})' if what else ''}", text)
+    if not shown:
+        return []
+    return ["Real data: " + ", ".join(f"{name} {value}" for name, value in shown.items()) + "."]
+
+
+def result_notes(group: Group, table: Table) -> list[str]:
+    """How intervals were made, what failed, what the states in the cells mean."""
+    notes = []
+    seeds = {len(result.seeds) for result in group.results if result.runs}
+    if seeds and min(seeds) == 1:
+        more = ", over seeds (Student's t) where it has more" if max(seeds) > 1 else ""
+        notes.append(f"± is half of the 95 % interval over examples where a row has one seed{more}.")
+    elif seeds:
+        notes.append("± is half of the 95 % interval over seeds (Student's t).")
+    states = {cell.state for row in table.rows for cell in row.cells.values()}
+    if any(cell.best for row in table.rows for cell in row.cells.values()):
+        notes.append("Best mean of a column is marked; intervals may overlap.")
+    if "same" in states:
+        notes.append('" repeats the row above: the value does not depend on the sampler. - : no such task.')
+    notes += [text for result in group.results for text in unfinished_notes(result)]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in (row for row in table.rows if row.seeds):
+        for column in table.columns:
+            cell = table.cell(row, column)
+            if cell.note and cell.state in ("n/a", "collapsed"):
+                reasons.setdefault((column.title, f"{cell.state}: {cell.note}"), []).append(row.label)
+    hidden = {column.title for column in table.columns if not _has_value(table, column.key)}
+    for (title, reason), labels in reasons.items():
+        if title not in hidden:
+            notes.append(f"{title} of {', '.join(labels)} is {reason}")
+    if any(column.key.startswith("fd_clf") for column in table.columns):
+        notes.append(
+            "FD-clf: Frechet distance in the features of the data set's own classifiers; it is not FID."
+        )
+    machines = sorted({machine_text(run) for run in group.runs})
+    if machines and any(column.style == "seconds" for column in table.columns):
+        mixed = "; times of different machines are not ranked" if len(machines) > 1 else ""
+        notes.append(f"Times measured on {' and on '.join(machines)}{mixed}.")
+    return notes
+
+
+def _has_value(table: Table, key: str) -> bool:
+    return any(row.cells[key].state in ("value", "collapsed") for row in table.rows if key in row.cells)
+
+
+def unfinished_notes(result: Result) -> list[str]:
+    """One sentence per run of a row that did not come to an end."""
+    notes = []
+    for run in result.unfinished:
+        status, reason = run.record.get("status", "failed"), run.record.get("reason")
+        said = {"done": "has no scores", "skipped": "was skipped", "running": "is still running"}.get(
+            str(status), str(status)
+        )
+        notes.append(f"{run_name(run)} {said}" + (f": {reason}" if reason else "."))
+    return notes
+
+
+def collapse_note(found: list[tuple[Run, float]], runs: int) -> str:
+    """How far the collapse went, and in how many of a row's runs."""
+    share = max(share for _, share in found)
+    return f"one class makes up {share:.0%} of the joint samples in {len(found)} of {runs} runs"
+
+
+def machine_text(run: Run) -> str:
+    """The machine a run was timed on."""
+    found = run.record.get("hardware") or {}
+    name = str(found.get("name") or found.get("device") or "an unnamed machine")
+    return f"{name}, {found['cores']} cores" if found.get("cores") else name

@@ -1,0 +1,135 @@
+"""One stage's optimiser: Adam per parameter group, rates, clipping, frozen groups, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.config import TrainConfig, closest
+from datasets.spec import UserError
+from methods.base import Method, ParamGroup, Stage
+
+
+def stage_steps(stages: tuple[Stage, ...], steps: int) -> list[int]:
+    """The step budget cut by the stages' shares; the parts add up to `steps`."""
+    total = sum(stage.share for stage in stages)
+    ends, share = [], 0.0
+    for stage in stages:
+        share += stage.share / total
+        ends.append(round(share * steps))
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def stage_file(name: str) -> str:
+    """Where the weights at the end of a stage are kept."""
+    return f"stage-{name}.safetensors"
+
+
+def stage_groups(method: Method, stage: Stage) -> dict[str, ParamGroup]:
+    """The parameter groups that train in `stage`.
+
+    Raises UserError for a stage that names a group the method does not have.
+    """
+    groups = method.param_groups()
+    for name in stage.groups:
+        if name not in groups:
+            title = type(method).__name__
+            raise UserError(
+                f"stage '{stage.name}' of {title} names no group of it, '{name}'{closest(name, groups)}"
+            )
+    return {name: groups[name] for name in stage.groups if groups[name].params}
+
+
+@contextmanager
+def only(method: Method, groups: Iterable[ParamGroup]) -> Iterator[None]:
+    """Parameters outside `groups` ask for no gradient inside; restored after."""
+    chosen = {id(p) for group in groups for p in group.params}
+    frozen = [p for p in method.parameters() if p.requires_grad and id(p) not in chosen]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+class StageOptimiser:
+    """Adam over the groups of one stage.
+
+    The rate of a group at a step is lr * decay^epoch * schedule(step), a function of the position alone,
+    so that nothing but Adam's moments has to be stored.
+    """
+
+    def __init__(
+        self, groups: Mapping[str, ParamGroup], config: TrainConfig, steps: int, per_epoch: int
+    ) -> None:
+        self.groups, self.schedule = list(groups.values()), config.schedule
+        self.steps, self.per_epoch = steps, per_epoch
+        settings = [
+            {
+                "params": g.params,
+                "lr": g.lr,
+                "betas": tuple(g.betas),
+                "weight_decay": g.weight_decay,
+                "amsgrad": g.amsgrad,
+            }
+            for g in self.groups
+        ]
+        self.adam = torch.optim.Adam(settings, fused=True)
+
+    def rate(self, group: ParamGroup, step: int) -> float:
+        """Learning rate of `group` at `step` of the stage."""
+        factor = 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return group.lr * group.decay ** (step // self.per_epoch) * factor
+
+    def descend(self, loss: Tensor, step: int) -> None:
+        """One step down `loss`: backward, clip each group, Adam. Groups without gradient stay put."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        for group, setting in zip(self.groups, self.adam.param_groups, strict=True):
+            if group.clip is not None:
+                nn.utils.clip_grad_norm_(group.params, group.clip)
+            setting["lr"] = self.rate(group, step)
+        self.adam.step()
+
+    def state(self) -> dict[str, Any]:
+        return self.adam.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state)
+
+
+class Average:
+    """Exponential moving average of the floating-point state; the rest is taken as it is.
+
+    decay_t = min(decay, (1 + t) / (10 + t)), so that the first steps do not hold it back.
+    """
+
+    def __init__(self, method: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.values = {k: t.detach().clone() for k, t in method.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, method: nn.Module) -> None:
+        """Move towards the present weights."""
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, tensor in method.state_dict().items():
+            if tensor.is_floating_point():
+                self.values[name].lerp_(tensor, weight)
+            else:
+                self.values[name].copy_(tensor)
+
+    def state(self) -> dict[str, Any]:
+        return {"values": self.values, "updates": self.updates}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, tensor in state["values"].items():
+            self.values[name].copy_(tensor)
+        self.updates = int(state["updates"])

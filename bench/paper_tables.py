@@ -1,0 +1,303 @@
+"""The tables of the papers: published numbers, and beside them what this suite measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from bench.cells import Cell, Column, Row, Style, Table, span
+from bench.footer import collapse_note
+from bench.reference import reference
+from bench.registry import method_names
+from bench.sheets import Line, Sheet, choose, find_result, lines_of, sheet_commands, sheet_notes
+from bench.summary import Estimate, Query, Run, collapsed_runs, estimate
+from bench.table import estimate_cell, excluded_lines, hide_empty, one_judge, probe_size, unfinished_cell
+
+OWN_DISTANCE = {"fid_uncond": "fd_clf_uncond", "fid_cond": "fd_clf_cond"}
+"""The distance shown, under its own name, where no FID was measured."""
+
+TASKS = {
+    "coherence_joint": "joint",
+    "fid_uncond": "joint",
+    "fd_clf_uncond": "joint",
+    "clip_uncond": "joint",
+    "sampling_time_s": "joint",
+    "nfe": "joint",
+    "param_overhead": "joint",
+    "latent_acc": "",
+    "train_time_s_per_iter": "",
+}
+"""Task a metric belongs to; `cross` for all others."""
+
+STYLES: dict[str, Style] = {
+    "sampling_time_s": "seconds",
+    "train_time_s_per_iter": "seconds",
+    "nfe": "plain",
+    "param_overhead": "count",
+}
+
+
+def paper_table(
+    name: str,
+    records: Iterable[Run],
+    preset: str | None = None,
+    dataset: str | None = None,
+    methods: Sequence[str] | None = None,
+) -> Table:
+    """Table `name` of the main paper (`7`), or of another source (`moe_ebm_paper/1`).
+
+    Measured numbers come from the runs of the table's data set with preset `paper` if there are any, else
+    from the most complete comparable group, else from the data set that stands in; `dataset` and `preset`
+    choose. methods: names that can be run (None: all the suite knows). Raises UsageError for an unknown
+    table.
+    """
+    book = reference()
+    records = list(records)
+    known = method_names() if methods is None else list(methods)
+    sheets = []
+    parts = book.table(name)
+    for part in parts:
+        group, others = choose(records, part.dataset, preset, dataset)
+        sheets.append(Sheet(part, group, others, book, f"{part.dataset}." if len(parts) > 1 else ""))
+    keys = dict.fromkeys(key for part in parts for key in part.methods)
+    table = Table(parts[0].title, [], [])
+    by_given = all(metric == "coherence_cross_n" for part in parts for metric, _ in part.columns)
+    for sheet in sheets:
+        (_fill_by_given if by_given else _fill)(table, sheet, list(keys), known)
+    table.mark_best()
+    _finish(table, sheets, known)
+    return table
+
+
+def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str]) -> None:
+    """Side by side: a published and a measured column for every metric of the part."""
+    lines = lines_of(sheet, keys)
+    _add_rows(table, lines)
+    for metric, n_given in sheet.part.columns:
+        quantity = sheet.book.quantities[metric]
+        style = STYLES.get(metric, "distance" if metric.startswith("fid") else "fraction")
+        title = f"{sheet.part.dataset} {quantity.title}" if sheet.prefix else quantity.title
+        column = Column(
+            f"{sheet.prefix}{metric}.published",
+            title,
+            quantity.better,
+            style,
+            f"{sheet.prefix}{metric}",
+            "published",
+            "published",
+        )
+        table.columns.append(column)
+        for line in lines:
+            table.row(line.label).cells[column.key] = _published(sheet, line, metric, n_given)
+        for measured in _measured_columns(sheet, metric):
+            column = replace(
+                column,
+                key=f"{sheet.prefix}{measured['key']}",
+                title=measured.get("title", title),
+                header=sheet.where,
+                origin="measured",
+            )
+            cells, estimates = _measure(sheet, lines, measured["query"], known)
+            counts = span(n for found in estimates if found for n in found.n)
+            table.columns.append(
+                replace(column, header=f"{sheet.where}\nn={counts}" if counts else sheet.where)
+            )
+            for line, cell in zip(lines, cells, strict=True):
+                table.row(line.label).cells[column.key] = cell
+            sheet.notes += _best_seeds(column, lines, estimates)
+
+
+def _measured_columns(sheet: Sheet, metric: str) -> list[dict[str, Any]]:
+    """The measured columns beside a published one: key, score to find, title if it is another quantity."""
+    task = TASKS.get(metric, "cross")
+    if metric == "latent_acc":
+        size = probe_size(sheet.group.key.plan if sheet.group else "")
+        columns: list[dict[str, Any]] = [
+            {
+                "key": metric,
+                "query": Query(metric, attribute=(size, "z")),
+                "title": f"latent acc., {size} examples",
+            }
+        ]
+        full = Query(metric, attribute=("full", "z"))
+        if sheet.group and any(full.find(run) for run in sheet.group.runs):
+            columns.append({"key": f"{metric}_full", "query": full, "title": "latent acc., full data"})
+        return columns
+    columns = [{"key": metric, "query": Query(metric, task)}]
+    own = OWN_DISTANCE.get(metric)
+    if own and sheet.group:
+        answers = [
+            Query(metric, task).find(run, s)
+            for r in sheet.group.results
+            for run in r.runs
+            for s in r.samplers
+        ]
+        if not any(score and score.value is not None for score in answers):
+            title = "FD-clf joint" if own == "fd_clf_uncond" else "FD-clf cond."
+            columns.append({"key": own, "query": Query(own, task), "title": title})
+    return columns
+
+
+def _fill_by_given(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str]) -> None:
+    """One column per number of given modalities; published and measured values in rows of their own."""
+    metric = sheet.part.columns[0][0]
+    better = sheet.book.quantities[metric].better
+    published, measured = "published", sheet.where.replace("\n", " ")
+    for key in keys:
+        table.rows.append(Row(f"{sheet.book.variants[key].name}, {published}", origin="published"))
+    table.rows += _reproductions(sheet, metric)
+    kinds: dict[Literal["", "nested"], str] = {"": measured, "nested": f"{measured}, nested chain"}
+    lines = [
+        replace(line, label=f"{line.label}, {said}", counted=counted)
+        for line in lines_of(sheet, keys)
+        for counted, said in kinds.items()
+    ]
+    _add_rows(table, lines)
+    for _, n_given in sheet.part.columns:
+        column = Column(f"{metric}.{n_given}", f"{n_given} given", better, "fraction")
+        for key in keys:
+            row = table.row(f"{sheet.book.variants[key].name}, {published}")
+            line = Line(row.label, key, sheet.book.variants[key])
+            row.cells[column.key] = replace(_published(sheet, line, metric, n_given), rankable=False)
+        every: list[Estimate | None] = []
+        for counted in ("", "nested"):
+            chosen = [line for line in lines if line.counted == counted]
+            word = f"n_given={n_given}"
+            query = Query(
+                metric, "cross", (word, "nested") if counted else (word,), () if counted else ("nested",)
+            )
+            cells, estimates = _measure(sheet, chosen, query, known)
+            every += estimates
+            for line, cell in zip(chosen, cells, strict=True):
+                # Nested subsets are easier or harder than the average subset: no contest between them.
+                table.row(line.label).cells[column.key] = replace(cell, rankable=not counted)
+        counts = span(n for found in every if found for n in found.n)
+        table.columns.append(replace(column, header=f"n={counts}" if counts else ""))
+    table.rows = [row for row in table.rows if not (row.label.endswith("nested chain") and row.empty)]
+
+
+def _reproductions(sheet: Sheet, metric: str) -> list[Row]:
+    """Rows of another library's numbers, with those it quotes."""
+    rows: dict[str, Row] = {}
+    for found in sheet.book.reproductions:
+        if (found.metric, found.dataset) != (metric, sheet.part.dataset):
+            continue
+        name = sheet.book.method_title(found.method)
+        for label, value in (
+            (f"{name}, MultiVae library", found.value),
+            (f"{name}, quoted by MultiVae", found.paper),
+        ):
+            row = rows.setdefault(label, Row(label, origin="published"))
+            row.cells[f"{metric}.{found.n_given}"] = Cell("value", value, rankable=False)
+    return list(rows.values())
+
+
+def _add_rows(table: Table, lines: Sequence[Line]) -> None:
+    have = {row.label for row in table.rows}
+    table.rows += [Row(line.label, line.variant.method) for line in lines if line.label not in have]
+
+
+def _published(sheet: Sheet, line: Line, metric: str, n_given: int | None) -> Cell:
+    part = sheet.part
+    found = sheet.book.find(
+        source=part.source,
+        table=part.name,
+        dataset=part.dataset,
+        metric=metric,
+        method=line.key,
+        n_given=n_given,
+    )
+    if not found:
+        return Cell("none")
+    if found[0].value is None:
+        return Cell("n/a", note="not printed in the source")
+    return Cell("value", found[0].value, note=found[0].note)
+
+
+def _measure(
+    sheet: Sheet, lines: Sequence[Line], query: Query, known: Sequence[str]
+) -> tuple[list[Cell], list[Estimate | None]]:
+    """The measured cells of one column, from one judge, with the estimates behind them."""
+    cells: list[Cell] = []
+    estimates: list[Estimate | None] = []
+    for line in lines:
+        cell, found = _measured(sheet, line, query, known)
+        cells.append(cell)
+        estimates.append(found)
+    return one_judge(cells, estimates), estimates
+
+
+def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> tuple[Cell, Estimate | None]:
+    variant = line.variant
+    result = find_result(sheet.group, variant)
+    if result is None:
+        return Cell("missing" if variant.method in known else "none"), None
+    if not result.runs:
+        return unfinished_cell(result), None
+    sampler = sheet.part.sampler(variant, query.metric)
+    if sampler is None or sampler not in result.samplers:
+        serving = [s for s in result.samplers if any(query.find(run, s) for run in result.runs)]
+        sampler = serving[0] if serving and sampler is None else sampler or ""
+    query = replace(query, steps=variant.steps)
+    found = estimate(result.runs, lambda run: query.find(run, sampler or ""))
+    if found is None:
+        return Cell("missing"), None
+    cell = estimate_cell(found)
+    collapsed = collapsed_runs(result.runs, sampler or "")
+    if collapsed:
+        cell = replace(cell, rankable=False)
+        if query.metric == "coherence_joint" and cell.state == "value":
+            cell = replace(cell, state="collapsed", note=collapse_note(collapsed, len(result.runs)))
+    return cell, found
+
+
+def _best_seeds(column: Column, lines: Sequence[Line], estimates: Sequence[Estimate | None]) -> list[str]:
+    """The best seed of each row with several: published values are the best of several settings."""
+    pick = max if column.better == "higher" else min
+    parts = [
+        f"{line.label} {column.number(pick(found.values))}"
+        for line, found in zip(lines, estimates, strict=True)
+        if found and found.seeds > 1
+    ]
+    return [f"Best seed, {column.title}: {', '.join(parts)}."] if parts and column.better else []
+
+
+def _finish(table: Table, sheets: Sequence[Sheet], known: Sequence[str]) -> None:
+    """Context, seeds, notes, commands and the list of runs left out."""
+    first = sheets[0]
+    if first.group:
+        key = first.group.key
+        table.context = {
+            "dataset": key.dataset,
+            "fingerprint": key.fingerprint,
+            "preset": key.preset,
+            "metric_version": key.metric_version,
+            "judge": key.judge,
+            "plan": key.plan,
+        }
+    for sheet in sheets:
+        for row in table.rows:
+            result = next(
+                (
+                    r
+                    for r in (sheet.group.results if sheet.group else [])
+                    if r.method == row.method and not r.overrides
+                ),
+                None,
+            )
+            if result and row.origin != "published" and any(cell.seeds for cell in row.cells.values()):
+                row.seeds = result.seeds
+        table.notes += sheet_notes(sheet, table)
+        table.excluded += excluded_lines(sheet.group, sheet.others) if sheet.group else []
+    table.notes = list(dict.fromkeys(table.notes))
+    absent = [
+        v.name
+        for s in sheets
+        for k in s.part.methods
+        if (v := s.book.variants[k]).method and v.method not in known
+    ]
+    if absent:
+        table.notes.append(f"Not a method of this suite yet: {', '.join(dict.fromkeys(absent))}.")
+    table.commands = list(dict.fromkeys(c for sheet in sheets for c in sheet_commands(table, sheet, known)))
+    hide_empty(table, "measured")

@@ -1,0 +1,110 @@
+"""The figures behind `bench plot`: picks the runs, draws what they need, hands it to the drawing code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.build import find_run
+from bench.config import RunConfig
+from bench.device import autocast
+from bench.errors import UsageError
+from bench.job import Options
+from bench.run import load_run
+from bench.store import LOG, WEIGHTS, RunRecord, find_runs, folder_name, read_log
+from datasets.spec import Dataset
+from methods.base import Method
+
+NAMES = {"1": "scatter", "4": "chain", "6": "interpolation", "9": "joint", "10": "cross"}
+"""The paper's figure numbers."""
+
+
+def plot_figure(
+    figure: str,
+    runs: Sequence[str],
+    out: Path,
+    dataset: str | None,
+    preset: str | None,
+    kind: str | None,
+    options: Options,
+) -> list[Path]:
+    """Draw one kind of figure into folder `out`; returns the files.
+
+    runs: folders or ids; without any the newest finished run that fits `dataset` and `preset`. kind: of
+    chain. Raises UsageError where there is nothing to draw.
+    """
+    figure = NAMES.get(figure, figure)
+    if not options.results.is_dir():
+        raise UsageError(f"there is no results folder '{options.results}'; give one with --results")
+    records = _fitting(options.results, dataset, preset)
+    if figure == "scatter":
+        return _scatter(records, out, dataset, preset)
+    if figure == "training":
+        return _training(records, runs, out, options)
+    folders = [find_run(options.results, name) for name in runs] or [
+        _newest(records, options.results, WEIGHTS)
+    ]
+    files: list[Path] = []
+    for folder in folders:
+        method, data, config = load_run(folder, options)
+        path = out / f"{figure}-{folder_name(config.dataset)}-{folder_name(config.method)}-{folder.name}"
+        with autocast(method.device, config.train.precision):
+            files += _draw(figure, method, data, config, path, kind)
+    return files
+
+
+def _fitting(results: Path, dataset: str | None, preset: str | None) -> list[RunRecord]:
+    found = [r for r in find_runs(results) if dataset in (None, r.record.get("dataset"))]
+    return [r for r in found if preset in (None, r.record.get("preset"))]
+
+
+def _newest(records: Sequence[RunRecord], results: Path, needs: str) -> Path:
+    done = [r for r in records if r.record.get("status") == "done" and (r.folder / needs).exists()]
+    if not done:
+        raise UsageError(
+            f"no finished run with '{needs}' fits under '{results}'; run one or name it with --run"
+        )
+    return max(done, key=lambda r: str(r.record.get("finished"))).folder
+
+
+def _scatter(records: list[RunRecord], out: Path, dataset: str | None, preset: str | None) -> list[Path]:
+    from bench.figure import plot_scatter
+    from bench.table import comparison_tables
+
+    files: list[Path] = []
+    tables = comparison_tables(records, dataset=dataset, preset=preset, methods=[])
+    for table in tables:
+        name = str(table.context.get("dataset", "")) or "all"
+        files += plot_scatter(table, out / f"scatter-{folder_name(name)}")
+    return files
+
+
+def _training(records: list[RunRecord], runs: Sequence[str], out: Path, options: Options) -> list[Path]:
+    from bench.figure import plot_training
+
+    folders = [find_run(options.results, name) for name in runs] or [_newest(records, options.results, LOG)]
+    by_folder = {r.folder.resolve(): r.record for r in find_runs(options.results)}
+    logs = {}
+    for folder in folders:
+        record = by_folder.get(folder.resolve(), {})
+        label = f"{record.get('method', folder.name)}, seed {record.get('seed', '?')}"
+        logs[label if label not in logs else f"{label} ({folder.name})"] = read_log(folder)
+    return plot_training(logs, out / f"training-{'-'.join(f.name for f in folders)}")
+
+
+def _draw(
+    figure: str, method: Method, data: Dataset, config: RunConfig, path: Path, kind: str | None
+) -> list[Path]:
+    """One figure of one trained method."""
+    from bench import drawing
+
+    title = f"{config.method} on {config.dataset}, preset {config.preset}, seed {config.seed}"
+    if figure == "joint":
+        return drawing.draw_joint(method, path, seed=config.seed, title=title)
+    if figure == "interpolation":
+        return drawing.draw_interpolation(method, path, seed=config.seed, title=title)
+    test = data.split("test")
+    if figure == "cross":
+        return drawing.draw_cross(method, test, path, seed=config.seed, title=title)
+    kinds = [kind] if kind else ()
+    return drawing.draw_chains(method, test, path, seed=config.seed, kinds=kinds, title=title)

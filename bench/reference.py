@@ -1,0 +1,226 @@
+"""Published numbers of the papers, as typed records read once from `reference.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import UsageError
+
+PATH = Path(__file__).with_name("reference.toml")
+NOT_PRINTED = "n/a"
+"""TOML has no null; this string stands where a source prints N/A or a dash."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A publication numbers were read from."""
+
+    key: str
+    title: str
+    arxiv: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row name of a publication and the run of this suite that stands beside it.
+
+    method: name of the suite's method, "" if the row stands beside several (`beside`).
+    hyper: hyper-parameters the run must have been given for the comparison.
+    """
+
+    key: str
+    name: str
+    text: str = ""
+    method: str = ""
+    sampler: str | None = None
+    steps: int | None = None
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A metric: column title, direction and meaning."""
+
+    key: str
+    title: str
+    better: Literal["higher", "lower"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published number; `value` None where the source prints none."""
+
+    source: str
+    table: str
+    dataset: str
+    metric: str
+    method: str
+    value: float | None
+    n_given: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One table of one source on one data set; `columns` are (metric, number of given modalities)."""
+
+    source: str
+    name: str
+    dataset: str
+    title: str
+    note: str
+    columns: tuple[tuple[str, int | None], ...]
+    methods: tuple[str, ...]
+    samplers: Mapping[str, Mapping[str, str]]
+
+    @property
+    def key(self) -> str:
+        return f"{self.source}/{self.name}"
+
+    def sampler(self, variant: Variant, metric: str) -> str | None:
+        """The sampler this table reports for a method and metric, where it differs from the usual one."""
+        return self.samplers.get(metric, {}).get(variant.method, variant.sampler)
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A sentence on a disagreement between sources, and the tables it concerns."""
+
+    tables: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A value that another library reports; `paper` is what it quotes from the original paper."""
+
+    dataset: str
+    metric: str
+    method: str
+    value: float
+    n_given: int | None = None
+    paper: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """All published numbers, with the names needed to print them."""
+
+    default_source: str
+    sources: Mapping[str, Source]
+    variants: Mapping[str, Variant]
+    quantities: Mapping[str, Quantity]
+    display_order: Mapping[str, tuple[str, ...]]
+    tables: tuple[PublishedTable, ...]
+    entries: tuple[Entry, ...]
+    conflicts: tuple[Conflict, ...]
+    reproductions: tuple[Reproduction, ...]
+
+    def find(self, **wanted: str | int | None) -> list[Entry]:
+        """Entries whose fields equal all of `wanted`, for example `table="7", method="ours"`.
+
+        Raises TypeError for a field that entries do not have.
+        """
+        unknown = set(wanted) - set(Entry.__dataclass_fields__)
+        if unknown:
+            raise TypeError(f"entries have no field {sorted(unknown)}")
+        return [e for e in self.entries if all(getattr(e, key) == value for key, value in wanted.items())]
+
+    def value(
+        self, source: str, table: str, dataset: str, metric: str, method: str, n_given: int | None = None
+    ) -> float | None:
+        """The published number of one cell, None where the source has no such cell or prints none."""
+        cell = {"source": source, "table": table, "dataset": dataset, "metric": metric, "method": method}
+        found = self.find(**cell, n_given=n_given)
+        return found[0].value if found else None
+
+    def table(self, name: str) -> list[PublishedTable]:
+        """The parts of a table: `7` of the default source, or `source/name`. Raises UsageError if unknown."""
+        key = name if "/" in name else f"{self.default_source}/{name}"
+        parts = [table for table in self.tables if table.key == key]
+        if not parts:
+            names = ", ".join(dict.fromkeys(self.short_name(table) for table in self.tables))
+            raise UsageError(f"there is no published table '{name}'; choose one of {names}")
+        return parts
+
+    def short_name(self, table: PublishedTable) -> str:
+        """How a user names a table: without the source if it is the default one."""
+        return table.name if table.source == self.default_source else table.key
+
+    def conflicts_of(self, table: PublishedTable) -> list[str]:
+        """Sentences on what other sources say differently."""
+        return [conflict.text for conflict in self.conflicts if table.key in conflict.tables]
+
+    def order(self, dataset: str) -> list[str]:
+        """Names of the suite's methods in the order of the main paper's tables on `dataset`."""
+        keys = self.display_order.get(dataset, self.display_order["polymnist"])
+        names: list[str] = []
+        for key in keys:
+            variant = self.variants[key]
+            names += list(variant.beside) or [variant.method]
+        return names
+
+    def method_title(self, method: str) -> str:
+        """Display name of a method; names that no publication has are shown as they are."""
+        variant = self.variants.get(method)
+        return variant.name if variant else method
+
+
+def _entries(raw: Mapping[str, Any]) -> Iterator[Entry]:
+    """The cells of one table of the file, row by row; its methods' notes win over the table's."""
+    columns = [_column(text) for text in raw["metrics"]]
+    for method, values in raw["rows"].items():
+        note = raw.get("notes", {}).get(method, raw.get("note", ""))
+        for (metric, n_given), value in zip(columns, values, strict=True):
+            number = None if value == NOT_PRINTED else float(value)
+            yield Entry(raw["source"], raw["table"], raw["dataset"], metric, method, number, n_given, note)
+
+
+def _column(text: str) -> tuple[str, int | None]:
+    """`coherence_cross_n@2` -> (`coherence_cross_n`, 2)."""
+    metric, _, n_given = text.partition("@")
+    return metric, int(n_given) if n_given else None
+
+
+def _table(raw: Mapping[str, Any]) -> PublishedTable:
+    return PublishedTable(
+        raw["source"],
+        raw["table"],
+        raw["dataset"],
+        raw["title"],
+        raw.get("note", ""),
+        tuple(_column(text) for text in raw["metrics"]),
+        tuple(raw["rows"]),
+        raw.get("samplers", {}),
+    )
+
+
+def _variant(key: str, raw: Mapping[str, Any]) -> Variant:
+    """A row name; without `method` it names the suite's method of the same name."""
+    fields = {"method": key, **raw}
+    return Variant(key=key, **{**fields, "beside": tuple(fields.get("beside", ()))})
+
+
+@cache
+def reference() -> Reference:
+    """All published numbers; the file is read on the first call."""
+    raw = tomllib.loads(PATH.read_text(encoding="utf-8"))
+    return Reference(
+        default_source=raw["default_source"],
+        sources={key: Source(key, **fields) for key, fields in raw["sources"].items()},
+        variants={key: _variant(key, fields) for key, fields in raw["methods"].items()},
+        quantities={key: Quantity(key, **fields) for key, fields in raw["metrics"].items()},
+        display_order={key: tuple(names) for key, names in raw["display_order"].items()},
+        tables=tuple(_table(table) for table in raw["tables"]),
+        entries=tuple(entry for table in raw["tables"] for entry in _entries(table)),
+        conflicts=tuple(Conflict(tuple(c["tables"]), c["text"]) for c in raw["conflicts"]),
+        reproductions=tuple(Reproduction(**fields) for fields in raw["reproductions"]),
+    )

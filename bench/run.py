@@ -1,0 +1,128 @@
+"""From names to finished runs: what `bench run` calls, and loading a run again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.build import build_method, find_initial, find_run, load_weights
+from bench.config import DEFAULT_PRESET, RunConfig, resolve
+from bench.device import autocast, pick_device, set_deterministic
+from bench.errors import Interrupted, UsageError
+from bench.job import Job, Options, Outcome
+from bench.progress import Reporter, duration
+from bench.registry import expand_methods, load_dataset, load_method_class
+from bench.safefiles import unwritable
+from bench.store import WEIGHTS, RunFolder
+from datasets.spec import Dataset, UserError
+from methods.base import Method
+
+__all__ = ["Options", "Outcome", "load_run", "prepare", "run_many"]
+
+
+def prepare(name: str, options: Options, reporter: Reporter) -> Dataset:
+    """The data set, prepared. Raises UserError where its sources are missing or damaged."""
+    data = load_dataset(name, options.cache, options.data)
+    began = time.monotonic()
+    data.prepare()
+    if time.monotonic() - began > 2:
+        reporter.say(f"prepared {name} in {duration(time.monotonic() - began)}")
+    for note in data.notes:
+        reporter.say(f"note: {note}")
+    return data
+
+
+def run_many(
+    methods: Sequence[str],
+    dataset: str,
+    preset: str = DEFAULT_PRESET,
+    seeds: Sequence[int] = (0,),
+    overrides: Sequence[str] = (),
+    options: Options | None = None,
+    reporter: Reporter | None = None,
+) -> list[Outcome]:
+    """Run every method with every seed; one that fails does not stop the others.
+
+    Everything is resolved before anything is trained. Raises UserError for bad names, keys or data,
+    Interrupted after a signal.
+    """
+    options, reporter = options or Options(), reporter or Reporter()
+    device = pick_device(options.device)
+    with autocast(device, options.precision or "fp32"):
+        pass  # says early that a device has no bfloat16
+    set_deterministic(options.deterministic)
+    names = expand_methods(methods)
+    for name in names:
+        load_method_class(name)
+        resolve(name, dataset, preset, overrides, seeds[0], options.precision, options.deterministic)
+    _check_results(options.results)
+    data = prepare(dataset, options, reporter)
+    jobs = []
+    for name in names:
+        for seed in dict.fromkeys(seeds):
+            config = resolve(name, dataset, preset, overrides, seed, options.precision, options.deterministic)
+            initial = None
+            if options.init_from:
+                source = find_run(options.results, options.init_from)
+                initial = find_initial(source, build_method(config, data.spec))
+                config = dataclasses.replace(config, init_from=initial.hash)
+            jobs.append(Job(config, data, device, options, reporter, initial))
+    with _terminable():
+        return [job.guarded(last=job is jobs[-1]) for job in jobs]
+
+
+def _check_results(folder: Path) -> None:
+    """Raises UserError where nothing can be written, before hours are spent on what could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run like SIGINT does, also outside the training loop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted("stopped by SIGTERM, the same command goes on from here")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def load_run(folder: Path, options: Options | None = None) -> tuple[Method, Dataset, RunConfig]:
+    """A finished run: the trained method in evaluation mode, its data set, its configuration.
+
+    Raises UserError for a run without weights, or whose data set is another build than here.
+    """
+    options = options or Options()
+    run = RunFolder(Path(folder))
+    record = run.read_record()
+    if not record:
+        raise UsageError(f"'{folder}' is no run folder; give one that holds a run.json")
+    config = RunConfig.from_record(record)
+    data = load_dataset(config.dataset, options.cache, options.data)
+    data.prepare()
+    if data.fingerprint != record["data"]["fingerprint"]:
+        raise UserError(
+            f"run '{folder}' was made on build {record['data']['fingerprint']} of {config.dataset}, here is "
+            f"{data.fingerprint}; give the same --data"
+        )
+    method = build_method(config, data.spec, pick_device(options.device))
+    load_weights(method, run.load_weights(), run.path / WEIGHTS)
+    return method.eval(), data, config

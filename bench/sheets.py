@@ -1,0 +1,164 @@
+"""What a table of a paper is filled from: its rows, the measured group beside it, and its footer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bench.cells import Table
+from bench.footer import data_notes, machine_text
+from bench.reference import PublishedTable, Reference, Variant
+from bench.summary import Group, Result, Run, groups
+
+SUBSTITUTES = {"polymnist": "polydigits", "cub": "shapes", "cub256": "shapes", "coco": "shapes"}
+"""Data that stand in for a paper's where nothing was measured on it; the column head says so."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row to fill: its label, the published key ("" if none) and the run that stands beside it."""
+
+    label: str
+    key: str
+    variant: Variant
+    counted: Literal["", "nested"] = ""
+
+
+@dataclass
+class Sheet:
+    """What one part of a table is filled from: the published part and the measured group, if any."""
+
+    part: PublishedTable
+    group: Group | None
+    others: list[Group]
+    book: Reference
+    prefix: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """Second line of a measured column: `measured`, or which data and preset stand in."""
+        if self.group is None or (self.group.key.dataset, self.group.key.preset) == (
+            self.part.dataset,
+            "paper",
+        ):
+            return "measured"
+        return f"measured:\n{self.group.key.dataset},\n{self.group.key.preset}"
+
+
+def choose(
+    records: Sequence[Run], wanted: str, preset: str | None = None, dataset: str | None = None
+) -> tuple[Group | None, list[Group]]:
+    """The group measured numbers come from, and all groups of its data set."""
+    for name in [dataset] if dataset else [wanted, SUBSTITUTES.get(wanted, wanted)]:
+        here = groups(run for run in records if run.record.get("dataset") == name)
+        usable = [group for group in here if group.runs and preset in (None, group.key.preset)]
+        usable.sort(key=lambda group: group.key.preset != "paper")
+        if usable:
+            return usable[0], here
+    return None, []
+
+
+def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
+    """Published rows in their order, a row per variant a name may stand for, then other measured methods."""
+    variants = sheet.book.variants
+    lines: list[Line] = []
+    for key in keys:
+        variant = variants[key]
+        lines.append(Line(variant.name, key, variant))
+        lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
+    covered = {line.variant.method for line in lines}
+    for result in sheet.group.results if sheet.group else []:
+        if result.runs and not result.overrides and result.method not in covered:
+            known = variants.get(result.method, Variant(result.method, result.method, method=result.method))
+            lines.append(Line(known.name, "", known))
+    return lines
+
+
+def find_result(group: Group | None, variant: Variant) -> Result | None:
+    """The row of a group that a published name stands for: no overrides, or the hyper-parameters it names."""
+
+    def fits(result: Result) -> bool:
+        if result.method != variant.method:
+            return False
+        if not variant.hyper:
+            return not result.overrides
+        return all(_has(run, variant.hyper) for run in [*result.runs, *result.unfinished])
+
+    found = [result for result in group.results if fits(result)] if group else []
+    # Of several, the one with runs, and the fewest overrides.
+    return min(found, key=lambda r: (not r.runs, len(r.overrides)), default=None)
+
+
+def _has(run: Run, hyper: Mapping[str, Any]) -> bool:
+    have = (run.record.get("config") or {}).get("hyper") or {}
+    return all(have.get(key) == value for key, value in hyper.items())
+
+
+def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
+    """Source, comparability, samplers, conflicts and what the measured group says about itself."""
+    part, group = sheet.part, sheet.group
+    source = sheet.book.sources[part.source]
+    notes = [f"Published: {source.title}, arXiv {source.arxiv}."]
+    if group is None:
+        notes.append(f"Nothing was measured on {part.dataset} yet.")
+    elif sheet.where != "measured":
+        notes.append(
+            f"Measured on {group.key.dataset} with preset {group.key.preset}: not comparable with the "
+            f"published numbers, which need {part.dataset} and preset paper."
+        )
+    if part.note:
+        notes.append(f"Note on the source: {part.note}.")
+    entries = sheet.book.find(source=part.source, table=part.name, dataset=part.dataset)
+    marked: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.note and entry.note != part.note:
+            marked.setdefault(entry.note, []).append(sheet.book.variants[entry.method].name)
+    for note, names in marked.items():
+        notes.append(f"{'; '.join(dict.fromkeys(names))}: {note}.")
+    for variant in [line.variant for line in lines_of(sheet, part.methods)] if group else []:
+        used = {m: sheet.part.sampler(variant, m) for m, _ in part.columns}
+        if len({variant.sampler, *used.values()}) > 1:
+            shown = ", ".join(f"{sheet.book.quantities[m].title} with sampler {s}" for m, s in used.items())
+            notes.append(f"{variant.name}, measured: {shown}.")
+    notes += [f"Sources disagree: {text}" for text in sheet.book.conflicts_of(part)]
+    if group:
+        notes += data_notes(group)
+        if any(note.startswith("Data note") for note in notes):
+            notes.append(
+                "With data that differ from the paper's, distances do not compare and coherence does in kind."
+            )
+        if max((len(r.seeds) for r in group.results), default=0):
+            notes.append("± is half of the 95 % interval: over seeds from two seeds on, else over examples.")
+        if any(column.style == "seconds" for column in table.columns):
+            notes.append(
+                f"Times measured on {' and on '.join(sorted({machine_text(run) for run in group.runs}))}."
+            )
+    return notes + sheet.notes
+
+
+def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str]:
+    """Commands for rows whose measured cells are missing, on the table's own data and preset."""
+    preset = sheet.group.key.preset if sheet.group else "paper"
+    dataset = sheet.group.key.dataset if sheet.group else sheet.part.dataset
+    measured = {column.key for column in table.columns if column.origin == "measured"}
+    plain: list[str] = []
+    commands: list[str] = []
+    for line in lines_of(sheet, sheet.part.methods):
+        method = line.variant.method
+        rows = [row for row in table.rows if row.label.startswith(line.label) and row.method == method]
+        missing = any(
+            cell.state == "missing" for row in rows for k, cell in row.cells.items() if k in measured
+        )
+        if not missing or method not in known:
+            continue
+        if line.variant.hyper:
+            sets = "".join(f" --set {key}={value}" for key, value in line.variant.hyper.items())
+            commands.append(f"bench run --method {method} --dataset {dataset} --preset {preset}{sets}")
+        else:
+            plain.append(method)
+    if plain:
+        names = " ".join(f"--method {method}" for method in dict.fromkeys(plain))
+        commands.insert(0, f"bench run {names} --dataset {dataset} --preset {preset}")
+    return commands

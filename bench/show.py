@@ -1,0 +1,248 @@
+"""What the commands print: outcomes, tables, probes, costs, lists, the state of the machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.build import build_method, find_run
+from bench.config import METRICS, preset_names, resolve
+from bench.device import autocast, hardware, pick_device
+from bench.errors import UsageError
+from bench.job import Options, Outcome
+from bench.progress import Reporter, duration
+from bench.provenance import versions
+from bench.randomness import derive, forked
+from bench.registry import dataset_names, expand_methods, load_dataset, load_method_class, method_names
+from bench.run import load_run, prepare
+from bench.scoring import save_grid, score
+from bench.store import GRID, RECORD, find_runs
+from datasets.spec import UserError
+from metrics.protocol import Score
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, aligned; the first is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def outcomes_text(outcomes: Sequence[Outcome]) -> str:
+    """One paragraph per run: how it ended and where its record and grid are."""
+    parts = []
+    for o in outcomes:
+        how = "done before, reused" if o.reused else f"{o.status} in {duration(o.seconds)}"
+        lines = [f"{o.method} on {o.dataset} ({o.preset}, seed {o.seed}): {how}"]
+        if o.reason:
+            lines.append(f"  reason  {o.reason}")
+        for name, file in (("record", RECORD), ("grid", GRID)):
+            if (o.folder / file).exists():
+                lines.append(f"  {name:<6}  {o.folder / file}")
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def tables_text(name: str | None, results: Path, dataset: str | None, preset: str | None, style: str) -> str:
+    """The comparison tables of a results folder, or a table of the paper."""
+    from bench.paper_tables import paper_table
+    from bench.render import render
+    from bench.table import comparison_tables
+
+    if not results.is_dir():
+        raise UsageError(f"there is no results folder '{results}'; give one with --results or run something")
+    records = find_runs(results)
+    if name is not None:
+        return render(paper_table(name, records, preset=preset, dataset=dataset), style).rstrip("\n")
+    tables = comparison_tables(records, dataset=dataset, preset=preset)
+    return "\n\n".join(render(table, style).rstrip("\n") for table in tables)
+
+
+def score_rows(scores: Sequence[Score]) -> str:
+    """Scores as a table of text."""
+    rows = [["metric", "task", "given", "target", "sampler", "attribute", "value", "95 %", "n"]]
+    for s in scores:
+        value = f"{s.value:.4g}" if s.value is not None else s.unavailable or "-"
+        span = f"{s.low:.3f} to {s.high:.3f}" if s.low is not None and s.high is not None else ""
+        rows.append([s.metric, s.task, s.given, s.target, s.sampler, s.attribute, value, span, str(s.n)])
+    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return columns([[row[i] for i in used] for row in rows])
+
+
+def probe_text(run_name: str, full: bool, options: Options) -> str:
+    """Probe a finished run's latents; its record stays as it is."""
+    folder = find_run(options.results, run_name)
+    method, data, config = load_run(folder, options)
+    plan = replace(config.plan, metrics=("latent",), probe_full=full or config.plan.probe_full)
+    found = score(method, data, plan, config, method.device, options, Reporter())
+    return f"probes on {folder}\n{score_rows(found.scores)}"
+
+
+def sample_run(
+    run_name: str,
+    given: Sequence[str],
+    sampler: str | None,
+    steps: int | None,
+    count: int,
+    seed: int,
+    out: Path,
+    options: Options,
+) -> Path:
+    """Draw `count` tuples from a finished run into one picture; with `given`, from test tuples."""
+    method, data, config = load_run(find_run(options.results, run_name), options)
+    names, task = data.spec.names, "cross" if given else "joint"
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{config.dataset} has no modality '{name}'; there are {', '.join(names)}")
+    serving = [name for name, tasks in method.samplers.items() if task in tasks]
+    if sampler is not None and sampler not in serving:
+        known = ", ".join(serving) or "none"
+        raise UsageError(f"{config.method} has no sampler '{sampler}' for {task} samples; there are: {known}")
+    reason = type(method).unsupported(data.spec, task)
+    if reason is not None:
+        raise UserError(f"{config.method} draws no {task} samples here: {reason}")
+    test = data.split("test")
+    with forked(derive(seed, "sample")), torch.no_grad(), autocast(method.device, config.train.precision):
+        if not given:
+            batch = method.joint_generate(count, sampler, steps)
+        else:
+            rows = torch.arange(min(count, len(test)))
+            seen = {n: t.to(method.device) for n, t in test.batch(rows).items() if n in given}
+            targets = [n for n in names if n not in given]
+            batch = {**method.cross_generate(dict(seen), targets, sampler, steps), **seen}
+    save_grid({n: batch[n] for n in names}, out)
+    return out
+
+
+def cost_text(
+    methods: Sequence[str], dataset: str, preset: str, overrides: Sequence[str], options: Options
+) -> str:
+    """Costs of freshly built methods on this machine."""
+    from bench.costing import cost_scores
+
+    device, reporter = pick_device(options.device), Reporter()
+    data = prepare(dataset, options, reporter)
+    parts = [f"{hardware(device)['name']}, {hardware(device)['cores']} cores, device {device}"]
+    for name in expand_methods(methods):
+        config = resolve(name, dataset, preset, overrides)
+        reporter.say(f"measuring {name}")
+        method = build_method(config, data.spec, device)
+        scores = cost_scores(
+            method,
+            data.split("train"),
+            device=device,
+            precision=config.train.precision,
+            samplers=config.plan.samplers,
+            train_batch=config.train.batch_size,
+        )
+        parts.append(f"{name} ({preset})\n{score_rows(scores)}")
+    return "\n\n".join(parts)
+
+
+def data_text(name: str, options: Options) -> str:
+    """Prepare a data set; its counts, fingerprint, notes and judges."""
+    from bench.evaluate import find_judges
+
+    data = prepare(name, options, Reporter())
+    lines = [f"{name}, fingerprint {data.fingerprint}"]
+    for modality in data.spec:
+        lines.append(f"  modality {modality.name}: {modality.kind} {'x'.join(map(str, modality.shape))}")
+    for split in ("train", "val", "test"):
+        part = data.split(split)  # type: ignore[arg-type]
+        lines.append(f"  {split}: {len(part):,} tuples, labels {', '.join(part.labels) or 'none'}")
+    lines += [f"  note: {note}" for note in data.notes]
+    judges, reason = find_judges(data, options.cache, pick_device(options.device))
+    if judges is None:
+        return "\n".join([*lines, f"  no judges: {reason}"])
+    for modality_name, accuracy in judges.accuracy.items():
+        source = getattr(judges, "source", {}).get(modality_name, "")
+        lines.append(f"  judge of {modality_name}: accuracy {accuracy:.4f} on test ({source})")
+    return "\n".join(lines)
+
+
+def methods_text() -> str:
+    """Every method: its ways to sample, its chains, its source."""
+    rows = [["method", "latents", "samplers", "chains", "source"]]
+    for name in method_names():
+        try:
+            kind = load_method_class(name)
+        except UserError as error:
+            rows.append([name, "", "", "", f"cannot be loaded: {error}"])
+            continue
+        latents = getattr(kind, "latents", "")
+        shown = latents if isinstance(latents, str) else ""
+        rows.append([name, shown, ", ".join(kind.samplers), ", ".join(kind.chains), kind.citation])
+    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return columns([[row[i] for i in used] for row in rows])
+
+
+def datasets_text() -> str:
+    """Every data set with its presets."""
+    rows = [["data set", "presets"]]
+    rows += [[name, ", ".join(preset_names(name))] for name in dataset_names()]
+    return columns(rows)
+
+
+def metrics_text() -> str:
+    """Every family of metrics."""
+    return columns([["metric", "what it measures"], *([name, text] for name, text in METRICS.items())])
+
+
+def _writable(folder: Path) -> str:
+    """Empty if files can be made in `folder`, or in what is there of its path, else the reason."""
+    try:
+        there = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def doctor_text(options: Options) -> tuple[str, bool]:
+    """What works here, one line each; False if something that every run needs does not."""
+    from metrics.fid import Unavailable, find_weights
+
+    rows = [["check", "state", "detail"]]
+    for name, number in versions().items():
+        rows.append([name, "ok", number])
+    try:
+        device = pick_device(options.device)
+        about = hardware(device)
+        rows.append(["device", "ok", f"{device}, {about['name']}, {about['cores']} cores"])
+    except UserError as error:
+        rows.append(["device", "FAILED", str(error)])
+    for name, folder in (("results", options.results), ("cache", options.cache)):
+        reason = _writable(folder)
+        rows.append([name, "FAILED" if reason else "ok", f"{folder}: {reason}" if reason else str(folder)])
+    if options.data is None:
+        rows.append(["data folder", "not set", "--data or BENCH_DATA names one; polydigits needs none"])
+    else:
+        found = options.data.is_dir()
+        rows.append(
+            ["data folder", "ok" if found else "FAILED", f"{options.data}{'' if found else ': no folder'}"]
+        )
+    try:
+        weights = find_weights(options.inception or os.environ.get("BENCH_INCEPTION"), download=False)
+        rows.append(["Inception weights", "ok", str(weights)])
+    except (Unavailable, UserError) as error:
+        rows.append(["Inception weights", "missing", str(error)])
+    for name in dataset_names():
+        try:
+            load_dataset(name, options.cache, options.data)
+            rows.append([f"data set {name}", "ok", "loads; `bench data` prepares it"])
+        except UserError as error:
+            rows.append([f"data set {name}", "FAILED", str(error)])
+    broken = {row[1] for row in rows} & {"FAILED"}
+    runs = (
+        Counter(r.record.get("status") for r in find_runs(options.results))
+        if options.results.is_dir()
+        else {}
+    )
+    rows.append(["runs", "ok", ", ".join(f"{n} {s}" for s, n in sorted(runs.items())) or "none yet"])
+    return columns(rows), not broken

@@ -1,0 +1,380 @@
+"""The one training loop: every method, every stage, exact resume.
+
+The harness calls `method(x, progress)` and descends what comes back. Nothing inside a step waits for
+the device: losses are summed there and fetched every few steps.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.config import TrainConfig
+from bench.device import autocast, fetch, on_device, synchronize
+from bench.errors import Interrupted
+from bench.optimise import Average, StageOptimiser, only, stage_file, stage_groups, stage_steps
+from bench.progress import Reporter, Task, duration
+from bench.randomness import Order, derive, forked, random_state, seed_all, set_random_state
+from bench.safefiles import file_hash
+from bench.store import CHECKPOINT, RunFolder
+from datasets.spec import Batch, Split, UserError
+from methods.base import Diverged, Loss, Method, Progress, Stage
+
+VALIDATION_BATCHES = 4
+SLOW = 60.0
+"""A stage that takes longer than this many seconds is announced."""
+FORECAST_AFTER = 2.0
+"""Seconds of training, after the first steps, before that is known well enough."""
+
+
+@dataclass
+class TrainResult:
+    """How training ended: `done` or `diverged` with a reason; clocks in seconds that add up to `wall`."""
+
+    status: str
+    reason: str = ""
+    steps: int = 0
+    timing: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, str] = field(default_factory=dict)
+    resumed_at: int | None = None
+
+
+def train(
+    method: Method,
+    train: Split,
+    val: Split | None,
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Reporter | None = None,
+    first_stage: int = 0,
+) -> TrainResult:
+    """Train `method` in place and leave its last (or averaged) weights in it.
+
+    Continues from the folder's checkpoint where there is one, bit for bit on a CPU. `first_stage` skips
+    stages whose weights are there already. Raises Interrupted after SIGINT or SIGTERM with everything
+    saved, UserError for a budget or a checkpoint that does not fit.
+    """
+    if config.batch_size > len(train):
+        raise UserError(
+            f"batch size {config.batch_size} exceeds the {len(train)} training tuples; lower train.batch_size"
+        )
+    loop = Loop(
+        method, train, val, config, folder, seed, device, progress or Reporter(quiet=True), first_stage
+    )
+    with loop.signals():
+        return loop.run()
+
+
+class Loop:
+    """The state of a training run between two steps; see `train`."""
+
+    def __init__(
+        self,
+        method: Method,
+        train: Split,
+        val: Split | None,
+        config: TrainConfig,
+        folder: RunFolder,
+        seed: int,
+        device: torch.device,
+        reporter: Reporter,
+        first_stage: int,
+    ) -> None:
+        self.method, self.config, self.folder, self.reporter = method, config, folder, reporter
+        self.seed, self.device = seed, device
+        self.train, self.val = on_device(train, device), on_device(val, device) if val is not None else None
+        self.stages = method.stages
+        self.budget = stage_steps(self.stages, config.steps)
+        self.stage, self.step = first_stage, 0
+        self.done = self.skipped = sum(self.budget[:first_stage])
+        self.log_every = max(1, min(50, config.steps // 200))
+        self.order = Order(len(train), config.batch_size, derive(seed, "order"), device)
+        self.optimiser: StageOptimiser | None = None
+        self.average: Average | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.counted = 0
+        # The first step whose loss was not finite, or -1; kept on the device.
+        self.bad = torch.full((), -1, dtype=torch.long, device=device)
+        self.clocks = {"train_s": 0.0, "validate_s": 0.0, "save_s": 0.0}
+        self.validation: dict[str, float] = {}
+        self.stopped_by = 0
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the loop after the step; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: Any) -> None:
+            self.stopped_by = number
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+        try:
+            for s in before:
+                signal.signal(s, stop)
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+    def run(self) -> TrainResult:
+        began = time.monotonic()
+        seed_all(derive(self.seed, "train"))
+        state = self.folder.load_checkpoint()
+        resumed = None
+        if state is not None:
+            self._restore(state)
+            resumed = self.done
+            self.reporter.say(f"resuming at step {self.done} of {self.config.steps}")
+        else:
+            self.folder.cut_log(-1)
+        earlier = sum(self.clocks.values())
+        status, reason = "done", ""
+        try:
+            with self.reporter.task("training", self.config.steps, self.done) as task:
+                while self.stage < len(self.stages):
+                    self._run_stage(task, state)
+                    state = None
+            self._finish()
+        except Diverged as error:
+            status, reason = "diverged", f"at step {self.done}: {error}"
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            # NaN often surfaces first as somebody's complaint about an argument.
+            if self._sane():
+                raise
+            status, reason = "diverged", f"at step {self.done}: loss or weights are not finite ({error})"
+        wall = earlier + time.monotonic() - began
+        timing = {**self.clocks, "wall_s": wall, "other_s": wall - sum(self.clocks.values())}
+        timing["step_s"] = self.clocks["train_s"] / max(1, self.done - self.skipped)
+        files = {s.name: self.folder.path / stage_file(s.name) for s in self.stages[:-1]}
+        stages = {name: file_hash(path) for name, path in files.items() if path.exists()}
+        return TrainResult(status, reason, self.done, timing, self.validation, stages, resumed)
+
+    def _run_stage(self, task: Task, state: dict[str, Any] | None) -> None:
+        stage, steps = self.stages[self.stage], self.budget[self.stage]
+        groups = stage_groups(self.method, stage)
+        with only(self.method, groups.values()):
+            self.optimiser = StageOptimiser(groups, self.config, steps, self.order.per_epoch)
+            self.average = Average(self.method, self.config.ema) if self.config.ema else None
+            if state is not None:
+                self._restore_optimiser(state)
+            self.method.train()
+            first, began, announced = self.step, time.monotonic(), False
+            while self.step < steps:
+                self._timed("train_s", self._one_step, stage, steps)
+                task.advance()
+                if self.step - first == 3:
+                    # The first steps pay for warming up; the forecast starts here.
+                    synchronize(self.device)
+                    began = time.monotonic()
+                elif not announced and self.step - first > 3:
+                    counted, elapsed = self.step - first - 3, time.monotonic() - began
+                    announced = elapsed > FORECAST_AFTER and (counted >= 5 or elapsed > 15)
+                    if announced:
+                        self._announce(stage, elapsed / counted, steps)
+                self._between_steps(task, stage, steps)
+        if self.stage < len(self.stages) - 1:
+            self._timed("save_s", self.folder.save_weights, self.method.state_dict(), stage_file(stage.name))
+            self.stage, self.step = self.stage + 1, 0
+            self.optimiser = None
+            self.order.begin()
+            self._timed("save_s", self._save)
+        else:
+            self.stage += 1
+
+    def _one_step(self, stage: Stage, steps: int) -> None:
+        """One batch, one optimiser step for each loss."""
+        assert self.optimiser is not None
+        batch = fetch(self.train, self.order.next(), self.device)
+        for loss in self._losses(batch, stage, steps):
+            total = loss.total
+            self.optimiser.descend(total, self.step)
+            fine = torch.isfinite(total.detach())
+            self.bad = torch.where((self.bad < 0) & ~fine, self.done, self.bad)
+            self._count({"loss": total, **loss.terms})
+        if self.average is not None:
+            self.average.update(self.method)
+        self.counted += 1
+        self.step += 1
+        self.done += 1
+
+    def _losses(self, batch: Batch, stage: Stage, steps: int) -> Iterator[Loss]:
+        """The losses of one batch, one at a time: a method may compute the next after the last step."""
+        epoch = self.step // self.order.per_epoch
+        with autocast(self.device, self.config.precision):
+            outcome = self.method(batch, Progress(stage.name, self.step, steps, epoch))
+        remaining = iter([outcome] if isinstance(outcome, Loss) else outcome)
+        while True:
+            with autocast(self.device, self.config.precision):
+                loss = next(remaining, None)
+            if loss is None:
+                return
+            yield loss
+
+    def _count(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            value = value.detach().float().mean()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _between_steps(self, task: Task, stage: Stage, steps: int) -> None:
+        """Log, validate, save and stop where it is time to."""
+        last = self.step == steps
+        every = self.config.validate_every
+        if self.done % self.log_every == 0 or last:
+            self._timed("train_s", self._log, task, stage)
+        if self.val is not None and every and (self.done % every == 0 or self.done == self.config.steps):
+            self._timed("validate_s", self._validate, stage, steps)
+        if self.done % self.config.checkpoint_every == 0 and not last or self.stopped_by:
+            self._check_finite()
+            self._timed("save_s", self._save)
+        if self.stopped_by:
+            name = signal.Signals(self.stopped_by).name
+            raise Interrupted(f"stopped by {name} at step {self.done}, the same command goes on from here")
+
+    def _log(self, task: Task, stage: Stage) -> None:
+        """Fetch the summed losses (the only wait for the device), write a line, look for NaN."""
+        if not self.counted:
+            return
+        names = list(self.sums)
+        values = (torch.stack([self.sums[n] for n in names]) / self.counted).tolist()
+        self.sums, self.counted = {}, 0
+        terms = dict(zip(names, values, strict=True))
+        epoch = self.step // self.order.per_epoch
+        self.folder.log(
+            {
+                "kind": "train",
+                "stage": stage.name,
+                "step": self.done,
+                "epoch": epoch,
+                "seconds": round(self.clocks["train_s"], 3),
+                "terms": terms,
+            }
+        )
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in list(terms.items())[:4])
+        task.advance(0, shown)
+        self._check_finite()
+
+    def _sane(self) -> bool:
+        return int(self.bad) < 0 and all(bool(torch.isfinite(p).all()) for p in self.method.parameters())
+
+    def _check_finite(self) -> None:
+        bad = int(self.bad)
+        if bad >= 0:
+            raise Diverged(f"the loss of step {bad} is not finite; lower the learning rate or the step sizes")
+
+    @torch.enable_grad()
+    def _validate(self, stage: Stage, steps: int) -> None:
+        """Mean loss over a few fixed validation batches; leaves weights, buffers and generators alone."""
+        assert self.val is not None
+        size = min(self.config.batch_size, len(self.val))
+        kept = {name: buffer.clone() for name, buffer in self.method.named_buffers()}
+        sums: dict[str, float] = {}
+        count = min(VALIDATION_BATCHES, len(self.val) // size)
+        self.method.eval()
+        with forked(derive(self.seed, "validate")):
+            for i in range(count):
+                batch = fetch(self.val, slice(i * size, (i + 1) * size), self.device)
+                for loss in self._losses(batch, stage, steps):
+                    for name, value in {"loss": loss.total, **loss.terms}.items():
+                        sums[name] = sums.get(name, 0.0) + float(value.detach().float().mean()) / count
+        self.method.train()
+        with torch.no_grad():
+            for name, buffer in self.method.named_buffers():
+                buffer.copy_(kept[name])
+        self.validation = sums
+        epoch = self.step // self.order.per_epoch
+        self.folder.log(
+            {"kind": "val", "stage": stage.name, "step": self.done, "epoch": epoch, "terms": sums}
+        )
+
+    def _announce(self, stage: Stage, seconds: float, steps: int) -> None:
+        if seconds * steps > SLOW:
+            self.reporter.say(
+                f"stage '{stage.name}': {steps} steps take about {duration(seconds * steps)} on "
+                f"{self.device} ({seconds:.2f} s a step); stop any time, the same command goes on"
+            )
+
+    def _timed(self, clock: str, call: Any, *args: Any) -> None:
+        if clock != "train_s":
+            synchronize(self.device)
+        began = time.monotonic()
+        try:
+            call(*args)
+        finally:
+            self.clocks[clock] += time.monotonic() - began
+
+    def _save(self) -> None:
+        self.folder.save_checkpoint(
+            {
+                "method": self.method.state_dict(),
+                "optimiser": self.optimiser.state() if self.optimiser else None,
+                "average": self.average.state() if self.average and self.optimiser else None,
+                "stage": self.stage,
+                "step": self.step,
+                "done": self.done,
+                "steps": self.config.steps,
+                "order": self.order.state(),
+                "random": random_state(),
+                "clocks": self.clocks,
+                "sums": self.sums,
+                "counted": self.counted,
+                "validation": self.validation,
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        path = self.folder.path / CHECKPOINT
+        try:
+            if state["steps"] != self.config.steps:
+                raise ValueError(f"it was made for {state['steps']} steps")
+            self.method.load_state_dict(state["method"])
+            self.stage, self.step, self.done = state["stage"], state["step"], state["done"]
+            self.order.load(state["order"])
+            set_random_state(state["random"])
+            self.clocks.update(state["clocks"])
+            self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
+            self.counted, self.validation = state["counted"], state["validation"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(_unfit(path, error)) from error
+        self.folder.cut_log(self.done)
+
+    def _restore_optimiser(self, state: dict[str, Any]) -> None:
+        assert self.optimiser is not None
+        if state["optimiser"] is None:
+            return
+        try:
+            self.optimiser.load(state["optimiser"])
+            if self.average is not None:
+                self.average.load(state["average"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(_unfit(self.folder.path / CHECKPOINT, error)) from error
+
+    def _finish(self) -> None:
+        """Put the averaged weights in place; refuse weights that are not finite."""
+        self._check_finite()
+        if self.average is not None:
+            self.method.load_state_dict(self.average.values)
+        for name, tensor in self.method.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise Diverged(f"the weights '{name}' are not finite; lower the learning rate")
+        self.method.eval()
+
+
+def _unfit(path: Any, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"the checkpoint '{path}' does not fit this run ({reason}); start again with --force"

@@ -1,0 +1,1 @@
+"""Methods: the contract (`base`), shared mathematics and networks (`parts`), one file per paper."""

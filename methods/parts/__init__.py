@@ -1,0 +1,1 @@
+"""Shared mathematics and networks: functions and small distributions, no methods."""

@@ -1,0 +1,94 @@
+"""Langevin dynamics over any energy, in latent space, in data space, or over several blocks at once.
+
+One function serves the data chain (P1, Eqn 3), the posterior chain (Eqn 8, 17) and the prior chain of
+the MVEBM family. The energy convention is U = -log density + constant: low energy = likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+State = dict[str, Tensor]
+"""Named blocks `[B, ...]` that move together, for example `z` and `w.m0`, or one image per modality."""
+
+
+def energy_and_gradient(
+    energy: Callable[[State], Tensor], state: Mapping[str, Tensor]
+) -> tuple[Tensor, State]:
+    """U(x) `[B]` and dU/dx for every block; no parameter gradient, no graph kept."""
+    with torch.enable_grad():
+        leaves = {name: block.detach().requires_grad_(True) for name, block in state.items()}
+        # FlopCounterMode cannot differentiate with respect to a bare leaf; a view costs nothing.
+        value = energy({name: leaf.view_as(leaf) for name, leaf in leaves.items()})
+        gradient = torch.autograd.grad(value.sum(), list(leaves.values()))
+    return value.detach(), dict(zip(leaves, gradient, strict=True))
+
+
+def drift_factor(gradient: Mapping[str, Tensor], step_size: float, max_drift: float) -> Tensor:
+    """Factor `[B]` in (0, 1] that bounds the drift norm |(s^2/2) dU/dx| of each example by `max_drift`."""
+    squared = sum(g.float().flatten(1).square().sum(1) for g in gradient.values())
+    norm = 0.5 * step_size**2 * torch.as_tensor(squared).sqrt()
+    return (max_drift / norm.clamp_min(1e-12)).clamp_max(1.0)
+
+
+def langevin(
+    start: Mapping[str, Tensor],
+    energy: Callable[[State], Tensor],
+    steps: int,
+    step_size: float,
+    noise: float,
+    max_drift: float | None = None,
+    record: Callable[[int, State, Tensor], None] | None = None,
+) -> tuple[State, Tensor]:
+    """Run `steps` of x <- x - (s^2/2) dU/dx + n eps, eps ~ N(0, I).
+
+    `noise` is n; n = s samples exp(-U) for small steps, a smaller n samples it at temperature (n/s)^2.
+    `max_drift` bounds the norm of each example's drift. `record(step, state, energy)` is called before
+    every step and after the last. Chain states are float32 whatever the networks compute in, since
+    bfloat16 would swallow small noise. Nothing is clamped.
+
+    Returns the final state (detached) and the energies `[steps, B]` met before each step.
+    """
+    state = {name: block.detach().float().clone() for name, block in start.items()}
+    energies = []
+    for step in range(steps):
+        value, gradient = energy_and_gradient(energy, state)
+        energies.append(value)
+        if record is not None:
+            record(step, state, value)
+        factor = None if max_drift is None else drift_factor(gradient, step_size, max_drift)
+        for name, block in state.items():
+            drift = gradient[name].float()
+            if factor is not None:
+                drift = drift * factor.view(-1, *[1] * (drift.dim() - 1))
+            block = block - 0.5 * step_size**2 * drift
+            state[name] = block.add_(torch.randn_like(block), alpha=noise) if noise else block
+    if record is not None:
+        record(steps, state, energy_and_gradient(energy, state)[0])
+    first = next(iter(state.values()))
+    return state, torch.stack(energies) if energies else first.new_zeros(0, len(first))
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter gradients and cached spectral norms inside; all restored after.
+
+    Spectral norm and BatchNorm must not change while a chain runs, nor couple its examples.
+    """
+    modes = {m: m.training for module in modules for m in module.modules()}
+    flags = {p: p.requires_grad for module in modules for p in module.parameters()}
+    try:
+        for module in modules:
+            module.eval().requires_grad_(False)
+        with parametrize.cached():
+            yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        for p, flag in flags.items():
+            p.requires_grad_(flag)

@@ -1,0 +1,92 @@
+"""The joint energy network of `ours` (P1 Appendix D; METHODS 2.14.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
+
+from datasets.spec import DataSpec
+
+
+class EnergyBlock(nn.Module):
+    """Residual block: [ReLU] conv3x3 ReLU conv3x3 [average-pool] plus a 1x1 shortcut.
+
+    The head block takes raw features, so it has no leading ReLU, which would discard half the input
+    (P1 prints the opposite, the author's earlier code does as here).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, down: bool, head: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1, bias=False) if head or down else None
+        self.down, self.head = down, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.conv2(F.relu(self.conv1(x if self.head else F.relu(x))))
+        main = F.avg_pool2d(main, 2) if self.down else main
+        if self.skip is None:
+            return main + x
+        # Pooling and a 1x1 convolution commute; pooling first is four times cheaper.
+        return main + self.skip(F.avg_pool2d(x, 2) if self.down else x)
+
+
+class ImageEnergyFeatures(nn.Module):
+    """Images of one size -> one feature vector: a stem per modality, channels joined, four blocks.
+
+    Sides are padded to a multiple of 8 with zeros (mid-grey in [-1, 1]), 28 becomes 32; the state of
+    the chain keeps its own size.
+    """
+
+    def __init__(
+        self, names: list[str], channels: list[int], size: tuple[int, int], width: int, stem: int, stride: int
+    ) -> None:
+        super().__init__()
+        self.names = names
+        (top, bottom), (left, right) = ((-s % 8 // 2, -s % 8 - -s % 8 // 2) for s in size)
+        self.pad = (left, right, top, bottom)
+        self.stems = nn.ModuleList(nn.Conv2d(c, stem, 3, stride, padding=1, bias=False) for c in channels)
+        self.blocks = nn.Sequential(
+            EnergyBlock(stem * len(names), width, down=True, head=True),
+            EnergyBlock(width, width, down=True),
+            EnergyBlock(width, width, down=False),
+            EnergyBlock(width, width, down=False),
+        )
+
+    def forward(self, x: Mapping[str, Tensor]) -> Tensor:
+        """Images `[B, C, H, W]` in [-1, 1] -> features `[B, width]`."""
+        features = [stem(F.pad(x[name], self.pad)) for name, stem in zip(self.names, self.stems, strict=True)]
+        return F.relu(self.blocks(torch.cat(features, 1))).mean((2, 3))
+
+
+class JointEnergy(nn.Module):
+    """U(X) `[B]` over all image modalities jointly; p(X) is proportional to exp(-U(X)) (P1 Eqn 1).
+
+    Images of equal size share the trunk; the features of all sizes feed one linear layer.
+    `spectral_norm` bounds the Lipschitz constant of every layer.
+    """
+
+    def __init__(
+        self, spec: DataSpec, width: int = 128, stem: int = 16, stride: int = 1, spectral_norm: bool = True
+    ) -> None:
+        super().__init__()
+        sizes: dict[tuple[int, int], list[str]] = {}
+        for modality in spec.images:
+            sizes.setdefault(modality.shape[1:], []).append(modality.name)  # type: ignore[arg-type]
+        self.trunks = nn.ModuleList(
+            ImageEnergyFeatures(names, [spec[n].shape[0] for n in names], size, width, stem, stride)
+            for size, names in sizes.items()
+        )
+        self.head = nn.Linear(width * len(sizes), 1)
+        if spectral_norm:
+            for module in list(self.modules()):
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    with_spectral_norm(module)
+
+    def forward(self, x: Mapping[str, Tensor]) -> Tensor:
+        features = torch.cat([trunk(x) for trunk in self.trunks], 1)
+        return self.head(features).squeeze(1).float()

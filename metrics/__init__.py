@@ -1,0 +1,13 @@
+"""Metrics: one file each, over events (draws), over encodings (probes) or over the model itself (cost)."""
+
+METRIC_VERSION = "1"
+"""Raised whenever a change in this package changes a number; scores of two versions share no column."""
+
+METRICS = {
+    "coherence": "joint and cross coherence, diversity of the predicted digits, ceiling and judge accuracy",
+    "latent": "accuracy of linear probes on the latents, per modality and joint (latent_acc)",
+    "fid": "Frechet Inception distance with the published weights (fid_uncond, fid_cond, fid_cond_cross)",
+    "fd_clf": "Frechet distance in the features of the data set's own classifiers (fd_clf_uncond, ...)",
+    "cost": "parameters, overhead, seconds and network evaluations per sample, step time, memory, FLOPs",
+}
+"""The names that `plan.metrics` may hold, each with one line on what it measures."""

@@ -1,0 +1,127 @@
+"""Cost: what a method needs to train and to sample. Every figure depends on the machine that measured it.
+
+Parameters and floating-point operations are exact; seconds are wall time with the device synchronised.
+Protocol: METHODS 3.8.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from metrics.protocol import Score
+
+OVERHEAD_GROUPS = ("prior", "energy", "diffusion")
+"""Parameter groups that are no encoder and no decoder."""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done its work; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the highest memory use seen so far, where the device counts it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory use: of the device since `reset_peak`, on a CPU of the process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class _FlopCount(TorchDispatchMode):
+    """Sum of torch's own operation counts.
+
+    The same registry as `torch.utils.flop_counter.FlopCounterMode`, without its per-module tracking,
+    whose hooks refuse `autograd.grad` with respect to a leaf, the very thing Langevin sampling does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(getattr(func, "overloadpacket", None))
+        if count is not None:
+            self.total += int(count(*args, **kwargs, out_val=out))
+        return out
+
+
+def count_flops(call: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products and convolutions in `call`, backward passes included."""
+    with _FlopCount() as counter:
+        call()
+    return counter.total
+
+
+class _Touched(TorchDispatchMode):
+    """Which of some tensors' storages any operation reads."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.wanted = {t.untyped_storage().data_ptr() for t in tensors}
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                self.seen.add(leaf.untyped_storage().data_ptr())
+        return func(*args, **kwargs)
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters, each counted once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def sampling_overhead(groups: Mapping[str, Iterable[nn.Parameter]], sample: Callable[[], Any]) -> int:
+    """Parameters of the groups `prior`, `energy`, `diffusion` that `sample()` really reads.
+
+    So a sampler that leaves the energy network alone has no overhead, although the method owns one.
+    """
+    extra = {p for name in OVERHEAD_GROUPS for p in groups.get(name, ())}
+    if not extra:
+        return 0
+    with _Touched(extra) as touched:
+        sample()
+    return sum(p.numel() for p in extra if p.untyped_storage().data_ptr() in touched.seen)
+
+
+def seconds_per_call(
+    call: Callable[[], Any], device: torch.device, warmup: int = 2, repeats: int = 5
+) -> float:
+    """Mean wall time of `call` after `warmup` calls."""
+    for _ in range(warmup):
+        call()
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronise(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def cost_score(metric: str, value: float | None, n: int = 1, **key: Any) -> Score:
+    """A cost, of which less is better. `unavailable` in `key` says why there is none."""
+    return Score(metric, None if value is None else float(value), n, "lower", **key)

@@ -1,0 +1,109 @@
+"""Frechet distance in the features of the data set's own classifiers: `fd_clf`, never called FID.
+
+Features: 128 activations after the ReLU of each modality's classifier in evaluation mode, from 8-bit
+images. Reported beside FID, or where the Inception weights are missing; the two share no column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from datasets.spec import Split
+from metrics.frechet import (
+    Features,
+    FrechetMetric,
+    Statistics,
+    cached_statistics,
+    frechet_distance,
+    split_statistics,
+)
+
+
+class FeatureJudges(Protocol):
+    """The part of `metrics.judges.Judges` that this metric needs."""
+
+    hash: str
+    hashes: dict[str, str]
+
+    def features(self, name: str, images: Tensor) -> Tensor: ...
+
+
+def spread_rows(total: int, n: int) -> Tensor:
+    """`min(n, total)` distinct positions below `total`, ascending, the same for every method and seed.
+
+    A fixed random choice, since the first n of a split may be sorted by class.
+    """
+    if n >= total:
+        return torch.arange(total)
+    generator = torch.Generator().manual_seed(20_240_711)  # any constant; it defines the choice
+    return torch.randperm(total, generator=generator)[:n].sort().values
+
+
+def real_statistics(
+    test: Split,
+    train: Split | None,
+    modalities: Sequence[str],
+    features: Features,
+    hashes: dict[str, str],
+    *,
+    fingerprint: str,
+    split: str,
+    cache: Path,
+    device: torch.device | str,
+    limit: int | None = None,
+    batch: int = 256,
+) -> tuple[dict[str, Statistics], dict[str, float]]:
+    """Statistics of the real images of each modality, and the floor: their distance to train images.
+
+    Both sides hold `min(limit, len(test), len(train))` images where there is a floor to measure
+    (`train` given). Computed once, then read from the cache.
+    """
+    count = min([len(test)] + ([limit] if limit else []))
+    real: dict[str, Statistics] = {}
+    floor: dict[str, float] = {}
+    for name in modalities:
+
+        def statistics(part: Split, which: str, n: int, name: str = name) -> Statistics:
+            rows = spread_rows(len(part), n)
+            key = f"{fingerprint}|{which}|{len(rows)}|{name}|{hashes[name]}"
+            return cached_statistics(
+                cache, key, lambda: split_statistics(part, name, features, rows, device, batch)
+            )
+
+        real[name] = statistics(test, split, count)
+        if train is not None:
+            floor[name] = frechet_distance(real[name], statistics(train, "train", count))
+    return real, floor
+
+
+def fd_clf(
+    judges: FeatureJudges,
+    test: Split,
+    train: Split | None,
+    *,
+    fingerprint: str,
+    split: str = "test",
+    cache: Path,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+) -> FrechetMetric:
+    """The metric `fd_clf` over all image modalities that have a judge."""
+    names = [m.name for m in test.spec.images if m.name in judges.hashes]
+    real, floor = real_statistics(
+        test,
+        train,
+        names,
+        judges.features,
+        judges.hashes,
+        fingerprint=fingerprint,
+        split=split,
+        cache=cache,
+        device=device,
+        limit=limit,
+    )
+    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor, limit)

@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
+from toy_data import ToyData
+
+from bench.config import Plan
+from bench.costing import cost_scores, step_cost
+from bench.generate import events
+from methods.base import Loss, Method, ParamGroup, Stage
+from metrics.cost import count_flops, parameters, sampling_overhead
+
+
+class Energetic(Method):
+    """A linear decoder, an encoder, and an energy network that one of two samplers uses."""
+
+    samplers = {"gen": ("joint", "cross"), "ebm": ("joint",)}
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.size = spec["a"].size
+        self.encoder = nn.Linear(self.size, 4)
+        self.decoder = nn.Linear(4, self.size)
+        self.energy = nn.Sequential(
+            parametrizations.spectral_norm(nn.Linear(self.size, 8)), nn.Tanh(), nn.Linear(8, 1)
+        )
+        self.scale = nn.Parameter(torch.ones(4))
+        self.register_buffer("steps_done", torch.zeros(()))
+
+    @property
+    def stages(self):
+        return (Stage("vae", ("generator", "inference"), 0.75), Stage("ebm", ("energy", "prior"), 0.25))
+
+    def param_groups(self):
+        return {
+            "generator": ParamGroup(list(self.decoder.parameters())),
+            "inference": ParamGroup(list(self.encoder.parameters())),
+            "energy": ParamGroup(list(self.energy.parameters())),
+            "prior": ParamGroup([self.scale]),
+        }
+
+    def forward(self, x, progress):
+        self.steps_done += 1
+        flat = x["a"].flatten(1)
+        if progress.stage == "vae":
+            return Loss.of(rec=(self.decoder(self.encoder(flat)) - flat).square().sum())
+        return Loss.of(energy=self.energy(flat).mean() + self.scale.square().sum())
+
+    def decode(self, latent, targets):
+        images = self.decoder(latent["z"]).view(-1, *self.spec["a"].shape)
+        return {t: images for t in targets}
+
+    def joint_generate(self, n, sampler=None, steps=None):
+        out = self.decode({"z": torch.randn(n, 4) * self.scale}, self.spec.names)
+        if sampler == "ebm":
+            with torch.enable_grad():
+                x = out["a"].detach().requires_grad_()
+                (grad,) = torch.autograd.grad(self.energy(x.flatten(1)).sum(), x)
+            out = {k: v - grad for k, v in out.items()}
+        return out
+
+    def cross_generate(self, given, targets, sampler=None, steps=None):
+        return self.decode({"z": self.encoder(next(iter(given.values())).flatten(1))}, targets)
+
+    def nfe(self, sampler, task, steps=None):
+        return 2 if sampler == "ebm" else 1
+
+
+@pytest.fixture
+def data(tmp_path):
+    return ToyData(tmp_path)
+
+
+@pytest.fixture
+def method(data):
+    torch.manual_seed(0)
+    return Energetic(data.spec)
+
+
+def test_flops_equal_torch_s_own_counter():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
+    x = torch.rand(5, 3, 8, 8)
+
+    def step():
+        net(x).sum().backward()
+
+    with FlopCounterMode(display=False) as theirs:
+        step()
+    assert count_flops(step) == theirs.get_total_flops() > 0
+
+
+def test_flops_count_gradients_with_respect_to_a_leaf():
+    net = nn.Linear(6, 1)
+
+    def langevin():
+        x = torch.rand(3, 6, requires_grad=True)
+        return torch.autograd.grad(net(x).sum(), x)
+
+    # 2 * 3 * 6 forward, as many for the gradient of the input, none for the weights.
+    assert count_flops(langevin) == 72
+
+
+def test_overhead_is_what_the_sampler_reads(method):
+    groups = {name: g.params for name, g in method.param_groups().items()}
+    energy = parameters(method.energy)
+    with torch.no_grad():
+        assert sampling_overhead(groups, lambda: method.joint_generate(2, "gen")) == 4
+        method.eval()
+        assert sampling_overhead(groups, lambda: method.joint_generate(2, "ebm")) == 4 + energy
+        assert (
+            sampling_overhead(groups, lambda: method.cross_generate({"a": torch.rand(1, 3, 8, 8)}, ["b"]))
+            == 0
+        )
+    assert sampling_overhead({"generator": groups["generator"]}, lambda: method.joint_generate(2)) == 0
+
+
+def test_measuring_a_step_leaves_no_trace(method, data):
+    batch = data.split("train").batch(slice(0, 16))
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    method.eval()
+    cost = step_cost(method, batch, timed=True, warmup=1, repeats=2)
+    assert torch.equal(torch.rand(2), expected)
+    assert cost.flops > 0 and cost.seconds > 0 and cost.peak_mb > 1
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in method.parameters())
+    assert not method.training
+
+
+def test_flops_of_stages_are_weighted_by_their_share(method, data):
+    batch = data.split("train").batch(slice(0, 16))
+    d = method.size
+    # vae: two products forward, for each of them the weights' gradient, and the input's for the second only.
+    vae = 2 * 16 * d * 4 * 5
+    found = step_cost(method, batch).flops
+    assert 0.75 * vae < found < 0.75 * vae + 0.25 * 16 * d * 8 * 12
+
+
+def test_all_cost_scores(method, data):
+    usage = []
+    plan = Plan(joint=40, cross=20, subsets="singles")
+    list(events(method, data.split("test"), plan, batch_size=20, usage=usage))
+    how = {"usage": usage, "device": torch.device("cpu"), "train_batch": 8}
+    scores = cost_scores(method, data.split("train"), step_seconds=0.25, **how)
+    by = {(s.metric, s.task, s.sampler): s for s in scores}
+    assert by["parameters", "", ""].value == parameters(method)
+    assert by["nfe", "joint", "ebm"].value == 2
+    assert by["param_overhead", "joint", "gen"].value < by["param_overhead", "joint", "ebm"].value
+    assert by["sampling_time_s", "joint", "gen"].n == 20  # the first batch warms up
+    assert by["sampling_time_s", "cross", "gen"].attribute == "per tuple, batch 20"
+    assert ("sampling_time_s", "cross", "ebm") not in by
+    assert by["train_time_s_per_iter", "", ""].value == 0.25
+    assert by["train_time_s_per_iter", "", ""].attribute == "training loop, batch 8"
+    assert by["flops_per_step", "", ""].value > 0
+    assert by["peak_memory_mb", "", ""].value > 1
+    alone = cost_scores(method, data.split("train"), samplers=["gen"], device=torch.device("cpu"))
+    by = {(s.metric, s.task, s.sampler): s for s in alone}
+    assert by["sampling_time_s", "joint", "gen"].value > 0
+    assert by["train_time_s_per_iter", "", ""].attribute.startswith("forward and backward")
+    assert not any(s.sampler == "ebm" for s in alone)
+
+
+def test_a_step_that_fails_is_an_unavailable_cost(method, data, monkeypatch):
+    def broken(self, x, progress):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Energetic, "forward", broken)
+    scores = cost_scores(method, data.split("train"), device=torch.device("cpu"))
+    failed = [s for s in scores if s.value is None]
+    assert {s.metric for s in failed} == {"flops_per_step", "train_time_s_per_iter", "peak_memory_mb"}
+    assert all("out of luck" in s.unavailable for s in failed)
+    assert not method.training or method.train()

@@ -1,0 +1,106 @@
+"""MMVAE: its bound against torch.distributions, its estimators, its conditional sampling."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal
+from vae_support import NOW, SPEC, batch, build, seeded
+
+from methods.mmvae import MMVAE
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("family", ["laplace", "gaussian", "normal"])
+def test_loss_is_the_papers_bound(samples: int, family: str) -> None:
+    method, x = build(MMVAE, samples=samples, family=family, beta=0.7, text_weight=2.0).double(), batch()
+    x = {n: t.double() if t.is_floating_point() else t for n, t in x.items()}
+    loss = seeded(method, x)
+
+    base = Laplace if family == "laplace" else Normal
+    scale = {"laplace": 1.0, "gaussian": 1.0, "normal": math.log(2)}[family]
+    experts = [e.z for e in method.experts(x).values()]
+    torch.manual_seed(0)
+    draws = [q.rsample(samples) for q in experts]
+    places = torch.stack([q.location for q in experts], 1)
+    mixture = MixtureSameFamily(
+        Categorical(torch.ones(6, 3)),
+        Independent(base(places, torch.stack([q.scale for q in experts], 1)), 1),
+    )
+    bound = 0.0
+    for z in draws:
+        a = 0.7 * (base(0.0, scale).log_prob(z).sum(-1) - mixture.log_prob(z))
+        for m in SPEC:
+            out = method.decoders[m.name](z)
+            if m.kind == "text":
+                a = a + 2.0 * Categorical(logits=out).log_prob(x[m.name]).sum(-1)
+            else:
+                a = a + Laplace(out, 0.75).log_prob(x[m.name]).sum((-1, -2, -3))
+        bound = bound + (a.logsumexp(0) - math.log(samples)) / 3
+    torch.testing.assert_close(loss, -bound.mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_logged_bound_does_not_depend_on_the_estimator() -> None:
+    x = batch()
+    logs = {}
+    for estimator in ("iwae", "dreg"):
+        torch.manual_seed(0)
+        method = build(MMVAE, estimator=estimator, samples=4)
+        torch.manual_seed(0)
+        logs[estimator] = method(x, NOW).terms["bound"]
+    torch.testing.assert_close(logs["dreg"], logs["iwae"])
+
+
+def test_dreg_and_iwae_train_decoders_and_prior_alike_but_encoders_not() -> None:
+    x = batch()
+    gradients = {}
+    for estimator in ("iwae", "dreg"):
+        method = build(MMVAE, estimator=estimator, samples=4)
+        seeded(method, x).backward()
+        gradients[estimator] = {n: p.grad for n, p in method.named_parameters()}
+    for name, value in gradients["iwae"].items():
+        same = torch.allclose(value, gradients["dreg"][name], rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+        assert same != name.startswith("encoders"), name
+
+
+def test_dreg_estimates_the_encoder_gradient_of_iwae_at_one_sample() -> None:
+    """Averaged over many draws the two agree for the whole network, not only in one dimension."""
+    x = batch(1)
+    wide = {n: t.expand(2000, *t.shape[1:]) for n, t in x.items()}
+    gradients, spread = {}, {}
+    for estimator in ("iwae", "dreg"):
+        method = build(MMVAE, estimator=estimator, samples=1)
+        parts = []
+        for seed in range(4):
+            method.zero_grad()
+            seeded(method, wide, seed).backward()
+            parts.append(method.encoders["photo"].towers[0].location.bias.grad.clone())
+        gradients[estimator] = torch.stack(parts).mean(0)
+        spread[estimator] = torch.stack(parts).std(0) / 2
+    error = torch.hypot(spread["iwae"], spread["dreg"])
+    assert ((gradients["dreg"] - gradients["iwae"]).abs() < 8 * error + 1e-3).all()
+
+
+def test_several_given_modalities_use_every_expert_across_the_batch() -> None:
+    method = build(MMVAE, family="gaussian").eval()
+    x = {n: t[:1].expand(400, *t.shape[1:]) for n, t in batch().items()}
+    for i, encoder in enumerate(method.encoders.values()):
+        encoder.towers[0].location.weight.data.zero_()
+        encoder.towers[0].location.bias.data.fill_(100.0 * i)
+        encoder.towers[0].scale.weight.data.zero_()
+        encoder.towers[0].scale.bias.data.fill_(-10.0)
+    experts = {n: e.z for n, e in method.experts(x).items() if n != "sketch"}
+    chosen = (method.posterior_sample(experts)[:, 0] / 100).round().long()
+    counts = torch.bincount(chosen, minlength=3)
+    assert counts[1] == 0 and min(counts[0], counts[2]) > 150
+    torch.testing.assert_close(method.posterior_mean(experts), torch.full((400, 4), 100.0))
+
+
+def test_prior_scale_is_learned_only_when_asked() -> None:
+    learned, fixed = build(MMVAE), build(MMVAE, learn_prior=False)
+    assert learned.param_groups()["prior"].params == [learned.prior.raw]
+    assert "prior" not in fixed.param_groups() and "prior.raw" in fixed.state_dict()
+    seeded(learned, batch()).backward()
+    assert learned.prior.raw.grad.any()

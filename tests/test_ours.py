@@ -1,0 +1,319 @@
+"""`ours` and `ours_w`: losses against independent evaluations, stop-gradients, chains and samplers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from datasets.spec import DataSpec, Modality
+from methods.base import Diverged, Loss, Progress
+from methods.ours import Ours
+from methods.ours_w import OursW
+from methods.parts.cooperative import chain_trouble, soft_clamp
+from methods.parts.networks.energy import JointEnergy
+
+SPEC = DataSpec(tuple(Modality(f"m{i}", "image", (3, 12, 12)) for i in range(3)))
+SMALL = dict(
+    network="cnn",
+    width=4,
+    latent=5,
+    energy_width=8,
+    stem_width=4,
+    data_steps=3,
+    latent_steps=4,
+    latent_step_size=0.01,
+    latent_noise=0.01,
+)
+REVISION = Progress("revision", 1, 10)
+
+
+def make(cls=Ours, **settings):
+    torch.manual_seed(0)
+    extra = {"private": 2} if cls is OursW else {}
+    return cls(SPEC, **{**SMALL, **extra, **settings})
+
+
+def batch(n=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return {m.name: torch.rand(n, *m.shape, generator=generator) for m in SPEC}
+
+
+def group_of(method):
+    return {id(p): name for name, g in method.param_groups().items() for p in g.params}
+
+
+@pytest.mark.parametrize("cls", [Ours, OursW])
+def test_each_loss_trains_its_own_network_only(cls):
+    method = make(cls)
+    loss = method(batch(), REVISION)
+    owner = group_of(method)
+    for part, value in loss.parts.items():
+        parameters = list(method.parameters())
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        touched = {owner[id(p)] for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        assert touched == {part}
+    assert torch.isclose(loss.total, sum(loss.parts.values()))
+
+
+def test_inference_loss_is_the_mixture_log_density():
+    """l of Eqn 12 against torch's MixtureSameFamily in float64."""
+    method = make()
+    experts = method.experts(method.to_model(batch()))
+    z = torch.randn(6, 5)
+    location = torch.stack([e[0] for e in experts.values()], 1).double()
+    scale = torch.stack([e[1] for e in experts.values()], 1).double().exp()
+    reference = MixtureSameFamily(
+        Categorical(logits=torch.zeros(6, 3, dtype=torch.double)), Independent(Normal(location, scale), 1)
+    ).log_prob(z.double())
+    assert torch.allclose(method.log_joint_posterior(experts, {"z": z}).double(), reference, atol=1e-4)
+
+
+def test_private_latents_enter_without_mixture():
+    method = make(OursW)
+    experts = method.experts(method.to_model(batch()))
+    latent = method.prior_draw(6)
+    own = sum(
+        Normal(e[0][:, :2], e[1][:, :2].exp()).log_prob(latent[f"w.{name}"]).sum(1)
+        for name, e in experts.items()
+    )
+    shared = torch.stack(
+        [Normal(e[0][:, 2:], e[1][:, 2:].exp()).log_prob(latent["z"]).sum(1) for e in experts.values()]
+    )
+    expected = torch.logsumexp(shared, 0) - math.log(3) + own
+    assert torch.allclose(method.log_joint_posterior(experts, latent), expected, atol=1e-4)
+
+
+def test_likelihood_is_gaussian_up_to_its_constant():
+    method = make(sigma=0.4)
+    x, mean = batch(seed=2), batch(seed=3)
+    reference = sum(Normal(mean[k], 0.4).log_prob(x[k]).flatten(1).sum(1) for k in x)
+    constant = 3 * 432 * (0.5 * math.log(2 * math.pi) + math.log(0.4))
+    assert torch.allclose(method.log_likelihood(x, mean), reference + constant, rtol=1e-4)
+
+
+def test_generator_loss_weights_both_terms():
+    method = make(generator_on_data=2.0, generator_on_revised=3.0)
+    loss = method(batch(), REVISION)
+    expected = 2 * loss.terms["on_data"] + 3 * loss.terms["on_revised"]
+    assert torch.isclose(loss.parts["generator"], expected)
+
+
+@pytest.mark.parametrize("mean_share", [0.0, 0.3])
+def test_expert_mean_mixes_the_average_log_density(mean_share):
+    method = make(expert_mean=mean_share)
+    experts = method.experts(method.to_model(batch()))
+    z = torch.randn(6, 5)
+    logs = method.log_experts(experts, z)
+    expected = (1 - mean_share) * (torch.logsumexp(logs, 0) - math.log(3)) + mean_share * logs.mean(0)
+    assert torch.allclose(method.log_joint_posterior(experts, {"z": z}), expected)
+
+
+def test_energy_learns_the_right_sign():
+    """Data bright, negatives dark: after a few steps of Eqn 10 the data must have the lower energy."""
+    method = make(spectral_norm=False)
+    method.energy.train()
+    data = {m.name: 0.5 + 0.1 * torch.randn(16, *m.shape) for m in SPEC}
+    dark = {m.name: -0.5 + 0.1 * torch.randn(16, *m.shape) for m in SPEC}
+    optimiser = torch.optim.Adam(method.energy.parameters(), 1e-3)
+    for _ in range(20):
+        loss, _ = method.energy_loss(data, dark)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert method.energy(data).mean() < method.energy(dark).mean()
+    moved, energies = method.revise_data(dark, steps=20)
+    assert energies[-1].mean() < energies[0].mean()
+    assert moved["m0"].mean() > dark["m0"].mean()
+
+
+def test_energy_penalty_and_temperature():
+    plain, penalised = make(), make(energy_penalty=0.1)
+    tempered = make(temper_energy_loss=True, data_step_size=0.5, data_noise=0.1)
+    x, other = batch(seed=2), batch(seed=3)
+    for method in (plain, penalised, tempered):
+        method.eval()
+    base, _ = plain.energy_loss(x, other)
+    squares = plain.energy(x).square().mean() + plain.energy(other).square().mean()
+    assert torch.isclose(penalised.energy_loss(x, other)[0], base + 0.1 * squares, atol=1e-6)
+    assert torch.isclose(tempered.energy_loss(x, other)[0], 25 * base, atol=1e-5)
+
+
+def test_latent_chain_target_is_the_posterior():
+    """The chain's drift is the gradient of log p(z) + sum over S of log p(x_m | z), for S = {m1}."""
+    method = make(latent_noise=0.0, latent_max_drift=0.0, latent_step_size=0.1).eval()
+    x = method.to_model({"m1": batch()["m1"]})
+    z = torch.randn(6, 5, requires_grad=True)
+    log_joint = Normal(0.0, 1.0).log_prob(z).sum(1) - (
+        (x["m1"] - method.generators["m1"](z).tanh()).square().flatten(1).sum(1) / (2 * method.sigma**2)
+    )
+    (gradient,) = torch.autograd.grad(log_joint.sum(), z)
+    revised, _ = method.revise_latent({"z": z.detach()}, x, steps=1)
+    assert torch.allclose(revised["z"], z.detach() + 0.005 * gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [Ours, OursW])
+def test_latent_chain_climbs(cls):
+    method = make(cls, latent_noise=0.0).eval()
+    chain = method.chain("posterior", batch(), 6, steps=40, every=10)
+    assert chain.quantity == "log_likelihood" and chain.values.shape == (41, 6)
+    assert chain.values[-1].mean() > chain.values[0].mean()
+    assert chain.at == [0, 10, 20, 30, 40] and len(chain.frames) == 5
+
+
+def test_data_chain_reports_energy_and_starts_at_the_generator():
+    method = make().eval()
+    torch.manual_seed(3)
+    chain = method.chain("data", None, 4)
+    torch.manual_seed(3)
+    drawn = method.decode(method.sample_prior(4), SPEC.names)
+    assert chain.values.shape == (4, 4) and chain.at == [0, 2, 3]
+    assert torch.allclose(chain.frames[0]["m1"], drawn["m1"].clamp(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [Ours, OursW])
+@pytest.mark.parametrize("sampler", ["ebm", "gen", "gen_revised"])
+def test_cross_generation_from_any_subset(cls, sampler):
+    method, x = make(cls).eval(), batch()
+    with torch.no_grad():
+        for given in (["m1"], ["m0", "m2"], list(SPEC.names)):
+            out = method.cross_generate({k: x[k] for k in given}, SPEC.names, sampler)
+            assert list(out) == list(SPEC.names)
+            for name in SPEC.names:
+                assert out[name].shape == x[name].shape
+                assert not torch.equal(out[name], x[name])
+
+
+def test_observed_modalities_are_held_in_the_refinement_chain(monkeypatch):
+    method, x = make().eval(), batch()
+    seen = []
+    forward = JointEnergy.forward
+
+    def spy(self, state):
+        seen.append(state["m1"].detach().clone())
+        return forward(self, state)
+
+    monkeypatch.setattr(JointEnergy, "forward", spy)
+    method.cross_generate({"m1": x["m1"]}, ["m0"], "ebm")
+    assert len(seen) == 3 and all(torch.equal(s, 2 * x["m1"] - 1) for s in seen)
+
+
+def test_cross_generation_draws_missing_private_latents_from_the_prior(monkeypatch):
+    method, x = make(OursW).eval(), batch()
+    used = {}
+    generate = method.generate
+
+    def spy(latent, targets=None):
+        used.update(latent)
+        return generate(latent, targets)
+
+    monkeypatch.setattr(method, "generate", spy)
+    drawn = []
+    prior = method.prior_draw
+
+    def recorded(n):
+        drawn.append(prior(n))
+        return drawn[-1]
+
+    monkeypatch.setattr(method, "prior_draw", recorded)
+    method.cross_generate({"m1": x["m1"]}, ["m0"], "gen")
+    assert any(torch.equal(used["w.m0"], d["w.m0"]) for d in drawn)
+    assert not any(torch.equal(used["w.m1"], d["w.m1"]) for d in drawn)
+
+
+def test_resampled_negatives_come_after_the_generator_step():
+    method = make(resample_negatives=True)
+    losses = method(batch(), REVISION)
+    assert not isinstance(losses, Loss)
+    first = next(iter(losses))
+    assert set(first.parts) == {"generator", "inference"}
+    (second,) = losses
+    assert set(second.parts) == {"energy"}
+
+
+def test_warm_start_is_a_stage_of_its_own():
+    method = make(warm_start=0.25)
+    assert [(s.name, s.share) for s in method.stages] == [("warm", 0.25), ("revision", 0.75)]
+    loss = method(batch(), Progress("warm", 0, 10))
+    loss.total.backward()
+    assert all(p.grad is None for p in method.energy.parameters())
+    assert [s.name for s in make().stages] == ["revision"]
+
+
+def test_warm_loss_equals_the_elbo_of_one_modality():
+    """With a single modality the mixture has one expert: reconstruction minus a Monte-Carlo KL."""
+    spec = DataSpec((Modality("m0", "image", (3, 12, 12)),))
+    torch.manual_seed(0)
+    method = Ours(spec, **{**SMALL, "warm_beta": 2.0})
+    x = method.to_model({"m0": batch()["m0"]})
+    torch.manual_seed(5)
+    loss = method.warm_loss(x)
+    location, log_scale = method.experts(x)["m0"]
+    torch.manual_seed(5)
+    z = location + log_scale.exp() * torch.randn_like(location)
+    kl = Normal(location, log_scale.exp()).log_prob(z).sum(1) - Normal(0.0, 1.0).log_prob(z).sum(1)
+    elbo = method.log_likelihood(x, method.generate({"z": z})) - 2 * kl
+    assert torch.isclose(loss.total, -elbo.mean(), rtol=1e-5)
+
+
+def test_network_evaluations():
+    method = make()
+    assert method.nfe("ebm", "joint") == 4 and method.nfe("ebm", "joint", 30) == 31
+    assert method.nfe("gen", "joint") == 1
+    assert method.nfe("gen_revised", "cross") == 5
+    with pytest.raises(ValueError, match="gen_revised"):
+        method.nfe("gen_revised", "joint")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "word"),
+    [
+        ({"energy_gap": 2e4}, "energy gap"),
+        ({"log_likelihood": (-1e3, -1e6)}, "fell"),
+        ({"displacement": 1.5}, "moved"),
+        ({"energy_gap": float("nan")}, "finite"),
+    ],
+)
+def test_diverging_chains_are_named(trouble, word):
+    healthy = {"energy_gap": -1.0, "log_likelihood": (-1000.0, -900.0), "displacement": 0.01, "size": 1000}
+    assert chain_trouble(**healthy) is None
+    assert word in chain_trouble(**{**healthy, **trouble})
+
+
+def test_a_runaway_latent_chain_stops_training():
+    method = make(output="linear", latent_step_size=5.0, latent_max_drift=0.0, latent_steps=8)
+    with pytest.raises(Diverged, match="finite|fell"):
+        for _ in range(3):
+            method(batch(), Progress("revision", 0, 10))
+
+
+def test_a_runaway_data_chain_stops_training():
+    with pytest.raises(Diverged, match="moved|finite"):
+        make(data_step_size=0.1, data_noise=5.0)(batch(), Progress("revision", 0, 10))
+
+
+def test_soft_clamp_stays_inside_and_is_near_identity():
+    x = torch.linspace(-50, 50, 401)
+    y = soft_clamp(x, -8, 1)
+    assert y.min() >= -8 and y.max() <= 1.001 and (y.diff() >= 0).all()
+    assert abs(float(soft_clamp(torch.tensor(-3.5), -8, 1)) + 3.5) < 0.03
+
+
+def test_energy_network_pads_28_to_32_and_sees_every_modality():
+    spec = DataSpec(tuple(Modality(f"m{i}", "image", (3, 28, 28)) for i in range(5)))
+    net = JointEnergy(spec).eval()
+    x = {m.name: torch.zeros(2, *m.shape) for m in spec}
+    assert net(x).shape == (2,)
+    for name in spec.names:
+        assert not torch.equal(net({**x, name: torch.rand(2, 3, 28, 28)}), net(x))
+    # METHODS 2.14.4 counts 1.15 M parameters at nef = 128 and five stems of 16.
+    plain = JointEnergy(spec, spectral_norm=False)
+    assert 1.10e6 < sum(p.numel() for p in plain.parameters()) < 1.20e6
+
+
+def test_text_is_refused_with_a_reason():
+    spec = DataSpec((Modality("image", "image", (3, 12, 12)), Modality("text", "text", (5,), vocabulary=9)))
+    assert "text" in Ours.unsupported(spec, "joint")
+    assert Ours.unsupported(SPEC, "joint") is None

@@ -307,7 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _complain(error.format_message())
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
-        _complain(str(error) or "interrupted; the same command goes on from here")
+        # click wraps what the training loop raised; its message says where the run stands.
+        reason = str(error) or str(error.__cause__ or "")
+        _complain(reason or "interrupted, the same command goes on from here")
         code = 130
     except BrokenPipeError:
         # Somebody downstream (head, less) has seen enough.

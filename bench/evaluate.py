@@ -17,11 +17,12 @@ from bench.costing import cost_scores
 from bench.device import autocast
 from bench.generate import BATCH, Usage, chosen_samplers, draws, events, skipped
 from bench.randomness import derive, forked
-from datasets.spec import Dataset, DataSpec, Split, UserError
+from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
 from methods.base import Diverged, Method
 from metrics import METRICS
+from metrics.chains import chain_scores
 from metrics.coherence import CoherenceMetric
-from metrics.fd_clf import fd_clf
+from metrics.fd_clf import fd_clf, spread_rows
 from metrics.fid import Unavailable, fid
 from metrics.latent import LatentMetric, probe_rows
 from metrics.protocol import Encodings, EventMetric, Score
@@ -29,6 +30,9 @@ from metrics.protocol import Encodings, EventMetric, Score
 if TYPE_CHECKING:
     from bench.config import Plan
     from bench.progress import Reporter
+
+CHAINS = 200
+"""Chains run for the chain diagnostics."""
 
 LABEL = "digit"
 """The label that coherence is about and for which there are judges."""
@@ -134,6 +138,9 @@ def evaluate(
         if "latent" in plan.metrics:
             with clock("latent"), forked(derive(seed, "latent")):
                 _run_probes(result, method, train, test, plan, device, precision, batch_size, seed)
+        if "chains" in plan.metrics:
+            with clock("chains"), forked(derive(seed, "chains")), autocast(device, precision):
+                result.scores += _run_chains(method, test, device)
         if "cost" in plan.metrics:
             with clock("cost"):
                 result.scores += cost_scores(
@@ -210,14 +217,15 @@ def _event_metrics(
         "split": plan.split,
         "cache": cache,
         "device": device,
-        "limit": plan.fid_n,
     }
     for name in wanted:
         try:
             if name == "fid":
                 if not data.spec.images:
                     raise Unavailable("the data set has no image modality")
-                found.append(fid(test, train, weights=inception, download=download, **common))
+                found.append(
+                    fid(test, train, limit=plan.fid_n, weights=inception, download=download, **common)
+                )
             elif judges is None:
                 _unavailable(result, name, reason)
             elif name == "coherence":
@@ -292,6 +300,17 @@ def _run_probes(
     result.outcomes.update(metric.outcomes())
 
 
+def _run_chains(method: Method, test: Split, device: torch.device) -> list[Score]:
+    """Every kind of chain that the method runs, from `CHAINS` held-out tuples spread over the split."""
+    if method.unsupported(method.spec, "chain") is not None:
+        return []
+    rows = spread_rows(len(test), CHAINS).to(next(iter(test.stored.values())).device)
+    x = {name: t.to(device) for name, t in test.batch(rows).items()}
+    with torch.no_grad():
+        chains = [method.chain(kind, x, len(rows), every=10**6) for kind in method.chains]
+    return [score for c in chains for score in chain_scores(c.kind, c.quantity, c.values)]
+
+
 def encodings(
     method: Method,
     split: Split,
@@ -307,9 +326,10 @@ def encodings(
     device = torch.device(device)
     where = next(iter(split.stored.values())).device
     for index in rows.to(where).split(batch_size):
-        batch = split.batch(index)
+        batch = {n: split.stored[n][index].to(device) for n in given}
+        batch = {n: to_float(t) if split.spec[n].kind == "image" else t for n, t in batch.items()}
         with torch.no_grad(), autocast(device, precision):
-            latents = method.encode({n: batch[n].to(device) for n in given})
+            latents = method.encode(batch)
         for key, value in latents.items():
             if not bool(torch.isfinite(value).all()):
                 raise Diverged(f"the encoding '{key}' given {'+'.join(given)} is not finite")

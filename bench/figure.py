@@ -23,6 +23,9 @@ PANELS = (
 )
 """Panels of Figure 1: title, coherence, distances in order of preference."""
 
+MOST_FRAMES = 17
+"""Frames of a chain side by side, start and end among them; more do not fit a page."""
+
 DISTANCES = {"fid": "FID (Inception)", "fd_clf": "FD-clf, Frechet distance in classifier features"}
 
 
@@ -48,7 +51,7 @@ def plot_scatter(table: Table, path: Path) -> list[Path]:
         style = looks(row.method for row in shown)
         fills = _fills(shown)
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.3 * len(panels) + 1.7, 3.2), squeeze=False, layout="constrained"
+            1, len(panels), figsize=(max(4.2, 3.6 * len(panels)), 3.4), squeeze=False, layout="constrained"
         )
         handles: dict[str, Any] = {}
         for axis, (title, y, x, rows) in zip(axes[0], panels, strict=True):
@@ -59,9 +62,13 @@ def plot_scatter(table: Table, path: Path) -> list[Path]:
             axis.set(title=title, xlabel=DISTANCES[metric], ylabel=y.title)
             axis.margins(0.12)
         order = [row.label for row in shown if row.label in handles]
-        figure.legend([handles[label] for label in order], order, loc="outside right upper", frameon=False)
+        across = 2 if max(map(len, order)) > 24 else 4
+        columns = min(across, len(order))
+        figure.set_figheight(3.3 + 0.19 * -(-len(order) // columns))
+        handles_shown = [handles[label] for label in order]
+        figure.legend(handles_shown, order, loc="outside lower center", ncols=columns, frameon=False)
         caption = _caption(table, [panel[1] for panel in panels])
-        figure.supxlabel(caption, fontsize=7, color="0.35", x=0.01, ha="left")
+        figure.suptitle(caption, fontsize=7, color="0.35", x=0.01, ha="left")
         return save(figure, path)
 
 
@@ -179,13 +186,14 @@ def _chain_block(chain: Chain, index: int, observed: Batch | None) -> Block:
     """The frames of one example from left to right, the observation last."""
     import torch
 
+    shown = np.unique(np.linspace(0, len(chain.frames) - 1, MOST_FRAMES).round().astype(int))
     rows = {}
     for name in chain.frames[0]:
-        cells = [frame[name][index].detach().cpu() for frame in chain.frames]
+        cells = [chain.frames[i][name][index].detach().cpu() for i in shown]
         if observed is not None and name in observed:
             cells.append(observed[name][index].detach().cpu())
         rows[name] = torch.stack(cells)
-    labels = [str(step) for step in chain.at]
+    labels = [str(chain.at[i]) for i in shown]
     if observed is not None:
         labels.append("obs.")
     return Block("", rows, columns=labels)

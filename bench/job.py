@@ -131,7 +131,7 @@ class Job:
     def _run(self) -> Outcome:
         if self.options.force:
             self.folder.clear()
-        known = self.folder.read_record()
+        known = dict(self.folder.read_record())
         kind = load_method_class(self.config.method)
         if known.get("trained") and known.get("code") not in ("", None, code_hash(kind)):
             self.reporter.say(

@@ -62,15 +62,20 @@ def only(method: Method, groups: Iterable[ParamGroup]) -> Iterator[None]:
 class StageOptimiser:
     """Adam over the groups of one stage.
 
-    The rate of a group at a step is lr * decay^epoch * schedule(step), a function of the position alone,
-    so that nothing but Adam's moments has to be stored.
+    The rate of a group at a step is factor * lr * decay^epoch * schedule(step), a function of the position
+    alone, so that nothing but Adam's moments has to be stored.
     """
 
     def __init__(
-        self, groups: Mapping[str, ParamGroup], config: TrainConfig, steps: int, per_epoch: int
+        self,
+        groups: Mapping[str, ParamGroup],
+        config: TrainConfig,
+        steps: int,
+        per_epoch: int,
+        factor: float = 1.0,
     ) -> None:
         self.groups, self.schedule = list(groups.values()), config.schedule
-        self.steps, self.per_epoch = steps, per_epoch
+        self.steps, self.per_epoch, self.factor = steps, per_epoch, factor
         settings = [
             {
                 "params": g.params,
@@ -86,7 +91,7 @@ class StageOptimiser:
     def rate(self, group: ParamGroup, step: int) -> float:
         """Learning rate of `group` at `step` of the stage."""
         factor = 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return group.lr * group.decay ** (step // self.per_epoch) * factor
+        return self.factor * group.lr * group.decay ** (step // self.per_epoch) * factor
 
     def descend(self, loss: Tensor, step: int) -> None:
         """One step down `loss`: backward, clip each group, Adam. Groups without gradient stay put."""

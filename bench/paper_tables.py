@@ -136,6 +136,9 @@ def _measured_columns(sheet: Sheet, metric: str) -> list[dict[str, Any]]:
         if not any(score and score.value is not None for score in answers):
             title = "FD-clf joint" if own == "fd_clf_uncond" else "FD-clf cond."
             columns.append({"key": own, "query": Query(own, task), "title": title})
+        if answers and not any(answers):
+            sheet.notes.append(f"{sheet.book.quantities[metric].title}: not among the metrics of these runs.")
+            return columns[1:]
     return columns
 
 
@@ -230,11 +233,12 @@ def _measure(
 
 def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> tuple[Cell, Estimate | None]:
     variant = line.variant
-    result = find_result(sheet.group, variant)
+    result = line.result or find_result(sheet.group, variant)
     if result is None:
         return Cell("missing" if variant.method in known else "none"), None
     if not result.runs:
         return unfinished_cell(result), None
+    sheet.seeds[line.label] = result.seeds
     sampler = sheet.part.sampler(variant, query.metric)
     if sampler is None or sampler not in result.samplers:
         serving = [s for s in result.samplers if any(query.find(run, s) for run in result.runs)]
@@ -278,16 +282,7 @@ def _finish(table: Table, sheets: Sequence[Sheet], known: Sequence[str]) -> None
         }
     for sheet in sheets:
         for row in table.rows:
-            result = next(
-                (
-                    r
-                    for r in (sheet.group.results if sheet.group else [])
-                    if r.method == row.method and not r.overrides
-                ),
-                None,
-            )
-            if result and row.origin != "published" and any(cell.seeds for cell in row.cells.values()):
-                row.seeds = result.seeds
+            row.seeds = row.seeds or sheet.seeds.get(row.label, ())
         table.notes += sheet_notes(sheet, table)
         table.excluded += excluded_lines(sheet.group, sheet.others) if sheet.group else []
     table.notes = list(dict.fromkeys(table.notes))

@@ -60,7 +60,7 @@ def terminal(table: Table) -> str:
             column.key: _wrapped(column, [shown(table.cell(r, column), column) for r in rows])
             for column in columns
         }
-        depth = max((len(lines) for lines in heads.values()), default=0)
+        depth = max((len(lines) for lines in heads.values()), default=1)
         for lines in heads.values():
             lines[:0] = [""] * (depth - len(lines))
         grid = [["", *(heads[c.key][i] for c in columns), ""] for i in range(depth)]

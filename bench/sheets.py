@@ -10,6 +10,7 @@ from bench.cells import Table
 from bench.footer import data_notes, machine_text
 from bench.reference import PublishedTable, Reference, Variant
 from bench.summary import Group, Result, Run, groups
+from bench.table import method_order
 
 SUBSTITUTES = {"polymnist": "polydigits", "cub": "shapes", "cub256": "shapes", "coco": "shapes"}
 """Data that stand in for a paper's where nothing was measured on it; the column head says so."""
@@ -17,11 +18,15 @@ SUBSTITUTES = {"polymnist": "polydigits", "cub": "shapes", "cub256": "shapes", "
 
 @dataclass(frozen=True)
 class Line:
-    """A row to fill: its label, the published key ("" if none) and the run that stands beside it."""
+    """A row to fill: its label, the published key ("" if none) and the runs that stand beside it.
+
+    result: these runs, where `variant` alone does not name them (overrides, methods of no paper).
+    """
 
     label: str
     key: str
     variant: Variant
+    result: Result | None = None
     counted: Literal["", "nested"] = ""
 
 
@@ -35,16 +40,15 @@ class Sheet:
     book: Reference
     prefix: str = ""
     notes: list[str] = field(default_factory=list)
+    seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
         """Second line of a measured column: `measured`, or which data and preset stand in."""
-        if self.group is None or (self.group.key.dataset, self.group.key.preset) == (
-            self.part.dataset,
-            "paper",
-        ):
+        key = self.group.key if self.group else None
+        if key is None or (key.dataset, key.preset) == (self.part.dataset, "paper"):
             return "measured"
-        return f"measured:\n{self.group.key.dataset},\n{self.group.key.preset}"
+        return f"measured:\n{key.dataset},\n{key.preset}"
 
 
 def choose(
@@ -68,11 +72,12 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
         variant = variants[key]
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
-    covered = {line.variant.method for line in lines}
-    for result in sheet.group.results if sheet.group else []:
-        if result.runs and not result.overrides and result.method not in covered:
-            known = variants.get(result.method, Variant(result.method, result.method, method=result.method))
-            lines.append(Line(known.name, "", known))
+    used = {id(find_result(sheet.group, line.variant)) for line in lines}
+    rest = [r for r in sheet.group.results if r.runs and id(r) not in used] if sheet.group else []
+    for result in sorted(rest, key=lambda r: (*method_order(sheet.part.dataset, r.method), r.overrides)):
+        known = variants.get(result.method, Variant(result.method, result.method, method=result.method))
+        label = f"{known.name} [{result.overrides}]" if result.overrides else known.name
+        lines.append(Line(label, "", known, result))
     return lines
 
 
@@ -146,7 +151,7 @@ def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str
     plain: list[str] = []
     commands: list[str] = []
     for line in lines_of(sheet, sheet.part.methods):
-        method = line.variant.method
+        method = "" if line.result else line.variant.method
         rows = [row for row in table.rows if row.label.startswith(line.label) and row.method == method]
         missing = any(
             cell.state == "missing" for row in rows for k, cell in row.cells.items() if k in measured

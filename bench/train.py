@@ -169,7 +169,7 @@ class Loop:
         stage, steps = self.stages[self.stage], self.budget[self.stage]
         groups = stage_groups(self.method, stage)
         with only(self.method, groups.values()):
-            self.optimiser = StageOptimiser(groups, self.config, steps, self.order.per_epoch)
+            self.optimiser = StageOptimiser(groups, self.config, steps, self.order.per_epoch, stage.rate)
             self.average = Average(self.method, self.config.ema) if self.config.ema else None
             if state is not None:
                 self._restore_optimiser(state)
@@ -355,9 +355,9 @@ class Loop:
 
     def _restore_optimiser(self, state: dict[str, Any]) -> None:
         assert self.optimiser is not None
-        if state["optimiser"] is None:
-            return
         try:
+            if state["optimiser"] is None:
+                return  # saved between two stages
             self.optimiser.load(state["optimiser"])
             if self.average is not None:
                 self.average.load(state["average"])

@@ -39,7 +39,7 @@ class Damaged(Exception):
 def storage_error(error: BaseException, path: Path) -> UserError:
     """The sentence for a failed write at `path`."""
     number = getattr(error, "errno", None)
-    if number in _NO_SPACE or "No space left" in str(error):
+    if number in _NO_SPACE:
         return UserError(f"no space left while writing '{path}': free some disk or choose another --cache")
     if number in _NO_PERMISSION:
         return UserError(f"'{path}' cannot be written: no permission there, so choose another --cache")
@@ -160,16 +160,17 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Safetensors, synced to disk; returns the SHA-256 of the file. Not atomic by itself."""
+    """Safetensors, synced to disk; returns the SHA-256 of the file. Raises OSError; not atomic by itself."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file({name: t.contiguous() for name, t in tensors.items()}, str(path))
-        _synced(path)
-        return sha256_file(path)
-    except (OSError, SafetensorError) as error:
-        raise storage_error(error, path) from error
+    except SafetensorError as error:  # it hides the system's error number in its text
+        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise OSError(number, str(error)) from error
+    _synced(path)
+    return sha256_file(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 Sources, in this order: a prepared copy in the cache, the published archive, a rebuild by the recipe
 from local files. A folder given explicitly (`data`) goes before the archive, since whoever names a
-folder means it; the folder of the environment variable BENCH_DATA comes after it.
+folder means it; the folder of the environment variable BENCH_DATA comes after it, also when the
+command line passes it on as `data`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets import archive
-from datasets.files import as_tensor, read_idx, read_image, sha256_text
+from datasets.files import as_tensor, read_idx, read_image
 from datasets.prepared import PreparedDataset, open_prepared, prepared_or, write_prepared
 from datasets.recipe import NAMES, composite, exact_pairing
 from datasets.spec import UserError
@@ -83,18 +84,15 @@ class PolyMNIST(PreparedDataset):
     def _locate(self) -> tuple[Path, dict[str, Any]]:
         root = self.cache / self.name
         published = root / f"archive-v{VERSION}-seed{self.seed}"
-        if self.data is not None:
-            local = Local(self.data)
-            if local.zip is not None:
-                return prepared_or(lambda: self._from_archive(published, local.zip), published)
-            return self._rebuilt(root, local)
-        local = None
-        if environment := os.environ.get("BENCH_DATA"):
-            local = Local(Path(environment))
-        if (info := open_prepared(published)) is not None:
-            return published, info
+        environment = Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None
+        given = self.data or environment
+        local = Local(given) if given is not None else None
         if local is not None and local.zip is not None:
             return prepared_or(lambda: self._from_archive(published, local.zip), published)
+        if local is not None and given != environment:
+            return self._rebuilt(root, local)
+        if (info := open_prepared(published)) is not None:
+            return published, info
         copies = [self._rebuild_folder(root, local)] if local is not None else self._rebuilds(root)
         for copy in copies:
             if (info := open_prepared(copy)) is not None:
@@ -114,12 +112,11 @@ class PolyMNIST(PreparedDataset):
         return self._rebuilt(root, local)
 
     def _rebuild_folder(self, root: Path, local: Local) -> Path:
-        return root / f"rebuild-{local.key(self.seed)}"
+        return root / f"rebuild-v{VERSION}-seed{self.seed}-{local.key()}"
 
     def _rebuilds(self, root: Path) -> list[Path]:
         """The rebuilt copies of this seed in the cache, when no folder says which; at most one."""
-        found = [p.parent for p in sorted(root.glob("rebuild-*/info.json"))]
-        found = [p for p in found if (open_prepared(p) or {}).get("seed") == self.seed]
+        found = [p for p in sorted(root.glob(f"rebuild-v{VERSION}-seed{self.seed}-*")) if p.is_dir()]
         if len(found) > 1:
             raise UserError(
                 f"'{root}' holds {len(found)} rebuilds of polymnist: say which by --data or BENCH_DATA"
@@ -196,11 +193,12 @@ class PolyMNIST(PreparedDataset):
 
     @property
     def official_classifiers(self) -> Path | None:
-        """The published digit classifiers (npz): in the local folder, else kept beside the prepared copy."""
-        if self.data is not None and (path := Local(self.data).classifiers) is not None:
-            return path
+        """The published digit classifiers (npz): kept beside the prepared copy, else in the local folder."""
         kept = self.folder / CLASSIFIERS
-        return kept if kept.exists() else None
+        if kept.exists():
+            return kept
+        given = self.data or os.environ.get("BENCH_DATA")
+        return Local(Path(given)).classifiers if given else None
 
 
 class Local:
@@ -232,10 +230,9 @@ class Local:
         """Whether the photograph of a modality is there."""
         return self._photo(modality).exists()
 
-    def key(self, seed: int) -> str:
-        """Names the rebuild that this folder gives: all sources are checked or pinned, so only m1 varies."""
-        parts = [str(VERSION), str(seed), str(self.original(STAND_IN)), *MNIST_MD5.values()]
-        return sha256_text(*parts, *(known for _, known in BACKGROUNDS.values()))[:12]
+    def key(self) -> str:
+        """Names the rebuild that this folder gives: its sources are pinned, so that only m1 varies."""
+        return "original" if self.original(STAND_IN) else f"standin-{STAND_IN}"
 
     def digits(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """MNIST pictures `[N, 28, 28]` uint8 and labels `[N]` int64 of a split; only the original files."""

@@ -6,7 +6,6 @@ calls `forward` to train, `joint_generate`, `cross_generate` and `encode` to sco
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,11 +21,15 @@ Task = str
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: a name, the parameter groups that train, its share of the step budget."""
+    """One training stage: a name, the parameter groups that train, its share of the step budget.
+
+    `rate` is a factor on the learning rates of all groups during this stage.
+    """
 
     name: str
     groups: tuple[str, ...]
     share: float = 1.0
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,21 +129,6 @@ class Method(nn.Module):
         super().__init__()
         self.spec = spec
 
-    @classmethod
-    def hyper_parameters(cls) -> dict[str, inspect.Parameter]:
-        """The keyword hyper-parameters by name: the signature, and that of a base class behind `**kwargs`."""
-        found: dict[str, inspect.Parameter] = {}
-        for owner in cls.__mro__:
-            if "__init__" not in vars(owner):
-                continue
-            parameters = list(inspect.signature(owner.__init__).parameters.values())[2:]
-            for p in parameters:
-                if p.kind is not inspect.Parameter.VAR_KEYWORD:
-                    found.setdefault(p.name, p)
-            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
-                break
-        return found
-
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -180,6 +168,7 @@ class Method(nn.Module):
 
     def joint_generate(self, n: int, sampler: str | None = None, steps: int | None = None) -> Batch:
         """`n` unconditional tuples. `steps` overrides the sampler's number of refinement steps."""
+        check_sampler(self, sampler, "joint")
         return self.decode(self.sample_prior(n), self.spec.names)
 
     def cross_generate(

@@ -29,14 +29,12 @@ class MVEBMGen(MultimodalVAE):
         L       = (1/M) sum_m log (1/K) sum_k exp a_{m,k},  w~_n ~ r_n,
 
     with U as a fixed critic (K = 1 is the paper's ELBO). U descends E_q[U(z)] - E_{p_alpha}[U(z)] with
-    negatives from a short Langevin chain on U(z) - log p_0(z) started at p_0. Sampling runs that chain,
-    draws w_m ~ p_0 and decodes; conditional sampling uses one expert and no chain.
+    negatives from a short Langevin chain on U(z) - log p_0(z) started at p_0. Sampling runs that chain and
+    draws w_m ~ p_0; conditional sampling uses one expert and no chain.
 
-    Hyper-parameters: those of MultimodalVAE (METHODS.md 1.3 to 1.5), and
-        private, samples, beta: as in MMVAE+, section 2.6.
-        prior_steps, prior_step_size: the chain, section 2.7.  energy_width: units of U, section 2.7.
-        energy_start: share of the steps before U enters, section 2.7.
-        lr_energy, beta1_energy, decay_energy: Adam rate and beta1 of U, factor per epoch, section 2.7.
+    Hyper-parameters: those of MultimodalVAE (METHODS.md 1.3 to 1.5); private, samples, beta of MMVAE+
+    (2.6); and prior_steps, prior_step_size of the chain, energy_width (units of U), energy_start (share of
+    the steps before U enters), lr_energy, beta1_energy, decay_energy (Adam's for U, 2.7).
     """
 
     citation = (
@@ -92,8 +90,8 @@ class MVEBMGen(MultimodalVAE):
 
         log_likelihood = sum(self.log_likelihoods(x, z, cross_private(w, self.auxiliaries)).values())
         kl = mixture_log_prob([e.z for e in experts], z) - prior.log_prob(z)
-        kl_private = torch.stack([e.w.log_prob(own) for e, own in zip(experts, w, strict=True)])
-        kl_private = kl_private - self.private_prior.log_prob(w)
+        own = torch.stack([e.w.log_prob(drawn) for e, drawn in zip(experts, w, strict=True)])
+        kl_private = own - self.private_prior.log_prob(w)
         bound = looser_bound(log_likelihood - self.beta * (kl + kl_private)).mean()
 
         losses = {"vae": -bound}

@@ -8,6 +8,7 @@ METRICS = {
     "latent": "accuracy of linear probes on the latents, per modality and joint (latent_acc)",
     "fid": "Frechet Inception distance with the published weights (fid_uncond, fid_cond, fid_cond_cross)",
     "fd_clf": "Frechet distance in the features of the data set's own classifiers (fd_clf_uncond, ...)",
+    "chains": "energy or log-likelihood at both ends of every Markov chain, on held-out data",
     "cost": "parameters, overhead, seconds and network evaluations per sample, step time, memory, FLOPs",
 }
 """The names that `plan.metrics` may hold, each with one line on what it measures."""

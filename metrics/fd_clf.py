@@ -90,9 +90,12 @@ def fd_clf(
     split: str = "test",
     cache: Path,
     device: torch.device | str = "cpu",
-    limit: int | None = None,
 ) -> FrechetMetric:
-    """The metric `fd_clf` over all image modalities that have a judge."""
+    """The metric `fd_clf` over all image modalities that have a judge.
+
+    All of the scored split against all that was drawn: these features are cheap, and fewer pictures would
+    only add bias.
+    """
     names = [m.name for m in test.spec.images if m.name in judges.hashes]
     real, floor = real_statistics(
         test,
@@ -104,6 +107,5 @@ def fd_clf(
         split=split,
         cache=cache,
         device=device,
-        limit=limit,
     )
-    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor, limit)
+    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def train_digit_classifier(
     return net.to(memory_format=torch.contiguous_format).eval()
 
 
-def _batches(n: int, batch: int, steps: int):
+def _batches(n: int, batch: int, steps: int) -> Iterator[Tensor]:
     """`steps` index tensors of equal size, walking through fresh permutations of n."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
@@ -284,7 +285,9 @@ def _make(
                 net = None
         if net is None:
             kind = "trained"
-            net = train_digit_classifier(modality, train.stored[name], train.labels[LABEL], device=device)
+            net = train_digit_classifier(
+                modality, train.stored[name], train.labels[LABEL], examples=EXAMPLES, device=device
+            )
             scores[name] = accuracy(net, test.stored[name], test.labels[LABEL])
         nets[name], source[name] = net, kind
         validation[name] = accuracy(net, val.stored[name], val.labels[LABEL])

@@ -233,3 +233,20 @@ def test_pictures_and_text_without_digits_run_through(tmp_path):
     assert "no label 'digit'" in by["fd_clf_cond"].unavailable
     assert by["latent_acc"].value > 0.9  # read off the only label there is
     assert by["sampling_time_s"].value > 0
+
+
+def test_judges_are_found_trained_and_kept(data, tmp_path, monkeypatch):
+    from metrics import judges
+
+    plan = replace(PLAN, metrics=("coherence", "fd_clf"))
+    first = run(RealTuples, data, tmp_path, plan, judges="find")
+    by = {(s.metric, s.task): s for s in first.scores if not s.given and not s.target}
+    assert set(first.judges["accuracy"]) == set(data.spec.names)
+    assert by["coherence_joint", "joint"].judge == first.judges["hash"]
+    mean = sum(first.judges["accuracy"].values()) / 3
+    assert by["judge_accuracy", ""].value == pytest.approx(mean)
+    # These judges learn little from so small pictures; what they say of real tuples is what they are worth.
+    assert by["coherence_cross", "cross"].value == pytest.approx(mean, abs=0.1)
+    assert by["fd_clf_cond", "cross"].value >= 0
+    monkeypatch.setattr(judges, "train_digit_classifier", None)  # the second time they come from the cache
+    assert run(RealTuples, data, tmp_path, plan, judges="find").judges == first.judges

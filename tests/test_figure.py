@@ -181,6 +181,13 @@ def test_chain_shows_frames_observation_and_profile(tmp_path, kept):
     assert len(profile.collections) == 1, "the band"
 
 
+def test_long_chains_show_their_ends_and_fit_a_page(tmp_path, kept):
+    plot_chain(a_chain(steps=80), tmp_path / "chain", examples=1)
+    steps = [t.get_text() for t in kept[0].axes[0].texts if t.get_text().isdigit()]
+    assert (steps[0], steps[-1], len(steps)) == ("0", "80", figure.MOST_FRAMES)
+    assert kept[0].get_figwidth() <= grids.PAGE
+
+
 def lines(offset=0.0):
     out = []
     for i in range(1, 41):

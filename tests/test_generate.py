@@ -1,15 +1,18 @@
 import time
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from toy_data import NAMES, ToyData
+from toy_data import NAMES, ToyData, ToyJudges
 
 from bench.config import Plan
 from bench.generate import Draw, Usage, draws, events, subsets
 from datasets.spec import UserError
 from methods.base import Diverged, Method
+from metrics.coherence import CoherenceMetric
+from metrics.fd_clf import fd_clf
 
 PLAN = Plan(joint=30, cross=20, nested=10, subsets="nested")
 
@@ -26,7 +29,7 @@ class Noise(Method):
 
     def _draw(self, n, names):
         self.calls.append((self.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
-        return {name: torch.rand(n, *self.spec[name].shape) for name in names}
+        return {name: torch.rand(n, *self.spec[name].shape, device=self.device) for name in names}
 
     def joint_generate(self, n, sampler=None, steps=None):
         return self._draw(n, self.spec.names)
@@ -191,14 +194,38 @@ def test_a_method_cannot_change_what_it_is_compared_with(method, data, monkeypat
     assert all(float(e.real["a"].min()) > 0 for e in collect(method, data.split("test")))
 
 
-def test_only_one_batch_is_alive_at_a_time(method, data):
-    import gc
-    import weakref
-
+def test_only_one_batch_is_alive_at_a_time(method, data, tmp_path):
+    split = data.split("test")
+    judges = ToyJudges()
+    metrics = [
+        CoherenceMetric(judges, split),
+        fd_clf(judges, split, None, fingerprint=data.fingerprint, cache=tmp_path),
+    ]
     alive, most = [], 0
-    for event in events(method, data.split("test"), replace(PLAN, joint=200), batch_size=5):
+    for event in events(method, split, replace(PLAN, joint=200), batch_size=5):
         alive.append(weakref.ref(event.generated["c"]))
+        for metric in metrics:
+            metric.update(event)
         del event
-        gc.collect()
         most = max(most, sum(ref() is not None for ref in alive))
     assert len(alive) > 40 and most <= 2
+    assert all(metric.compute() for metric in metrics)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_draws_on_a_gpu_are_reproducible_and_leave_its_random_state_alone(method, data):
+    method.to("cuda")
+    torch.cuda.manual_seed(1)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(1)
+    usage = []
+    first = collect(method, data.split("test"), device="cuda", usage=usage)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
+    assert first[0].real["a"].device.type == "cuda" and usage[0].peak_mb > 0
+    again = collect(method, data.split("test"), device="cuda")
+    assert all(
+        torch.equal(a.generated[n], b.generated[n])
+        for a, b in zip(first, again, strict=True)
+        for n in a.targets
+    )

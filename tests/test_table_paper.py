@@ -119,9 +119,14 @@ def test_methods_no_paper_has_come_last(tmp_path):
     assert row.cells["coherence_joint.published"].state == "none"
 
 
-def test_overridden_runs_do_not_stand_for_the_paper(tmp_path):
+def test_overridden_runs_stand_in_rows_of_their_own(tmp_path):
     write_run(tmp_path, "mmvae", dataset="polymnist", preset="paper", overrides={"beta": 5.0})
-    assert published(tmp_path).row("MMVAE").cells["coherence_joint"].state == "missing"
+    table = published(tmp_path)
+    assert table.row("MMVAE").cells["coherence_joint"].state == "missing"
+    row = table.row("MMVAE [beta=5]")
+    assert row.cells["coherence_joint"].value == pytest.approx(0.4) and row.seeds == (0,)
+    assert row.cells["coherence_joint.published"].state == "none"
+    assert "--method mmvae" in table.commands[0]
 
 
 def test_rows_that_name_hyper_parameters_find_their_runs(tmp_path):
@@ -154,6 +159,14 @@ def test_table_8_uses_fid_where_it_was_measured(tmp_path):
     table = published(tmp_path, "8")
     assert table.row("MMVAE").cells["fid_uncond"].value == 99.0
     assert "fd_clf_uncond" not in [column.key for column in table.columns]
+
+
+def test_a_distance_these_runs_were_not_asked_for_has_no_column(tmp_path):
+    write_run(tmp_path, "mmvae", coherence_scores(), dataset="polymnist", preset="paper")
+    table = published(tmp_path, "8")
+    keys = [column.key for column in table.columns]
+    assert "fid_uncond" not in keys and "fd_clf_uncond" in keys
+    assert "FID joint: not among the metrics of these runs." in table.notes
 
 
 def test_table_4_has_both_probes(tmp_path):

@@ -163,8 +163,8 @@ def test_state_dict_restores_the_method(cls: type[Method]) -> None:
 
 
 @every()
-def test_permuted_noise_permutes_nothing_but_the_order(cls: type[Method]) -> None:
-    """Repeating the batch leaves the expected loss: no component is tied to a position in the batch."""
+def test_no_position_in_the_batch_is_special(cls: type[Method]) -> None:
+    """Two halves of different examples, in either order: a component tied to a position would show."""
     method, x = build(cls), batch(2)
     one = {n: t[:1].expand(600, *t.shape[1:]) for n, t in x.items()}
     other = {n: t[1:].expand(600, *t.shape[1:]) for n, t in x.items()}

@@ -177,8 +177,10 @@ def differs(base: Recorded, subject: Subject, hyper: Mapping[str, Any]) -> bool 
 def _contexts(kind: type[Method], subject: Subject, name: str) -> Iterator[dict[str, Any]]:
     """The plain setting, then each switch flipped: some hyper-parameters only act beside another."""
     yield {}
-    for other, parameter in signature(kind).items():
-        value = subject.hyper.get(other, parameter.default)
+    # A switch that shares a word with the hyper-parameter is the likeliest to matter.
+    related = sorted(signature(kind), key=lambda other: not set(other.split("_")) & set(name.split("_")))
+    for other in related:
+        value = subject.hyper.get(other, signature(kind)[other].default)
         if other != name and (isinstance(value, bool | str) or value in (None, 0)):
             for flipped in alternatives(kind, other, value)[:4]:
                 yield {other: flipped}

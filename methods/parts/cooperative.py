@@ -7,69 +7,28 @@ private latents. Images live in [-1, 1] inside. Hats are first draws, `revised` 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.spec import Batch, DataSpec
-from methods.base import Chain, Diverged, Loss, Method, ParamGroup, Progress, Stage, Task, check_sampler
+from methods.base import Chain, Loss, Method, ParamGroup, Progress, Stage, Task, check_sampler
+from methods.parts.chain_health import CHECK_EVERY, check_chains
 from methods.parts.langevin import State, frozen, langevin
-from methods.parts.networks.build import build_decoder, build_encoder
+from methods.parts.latents import Diagonal, Expert, ExpertEncoder
+from methods.parts.networks.build import build_decoder
 from methods.parts.networks.energy import JointEnergy
-
-LOG_2PI = math.log(2 * math.pi)
-CHECK_EVERY = 25
-"""Training steps between two looks at the health of the chains (a look costs a device synchronisation)."""
-
-
-def log_density(
-    family: str, z: Tensor, location: Tensor | float = 0.0, log_scale: Tensor | float = 0.0
-) -> Tensor:
-    """log N or log Laplace (location, exp(log_scale)) at z `[..., D]`, summed over D."""
-    log_scale = torch.as_tensor(log_scale, dtype=z.dtype, device=z.device)
-    u = (z - location) * torch.exp(-log_scale)
-    log_p = -0.5 * (u.square() + LOG_2PI) if family == "gaussian" else -u.abs() - math.log(2)
-    return (log_p - log_scale).sum(-1)
-
-
-def draw(family: str, like: Tensor) -> Tensor:
-    """Standard noise of the family, shaped `like` the given tensor."""
-    if family == "gaussian":
-        return torch.randn_like(like)
-    return torch.distributions.Laplace(like.new_zeros(()), like.new_ones(())).sample(like.shape)
+from methods.parts.posteriors import mixture_log_prob, mixture_mean, mixture_rsample
+from methods.parts.recording import Recorder
 
 
 def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     """A smooth map onto (low, high) that is close to the identity well inside."""
-    x = high - nn.functional.softplus(high - x)
-    return low + nn.functional.softplus(x - low)
-
-
-def chain_trouble(
-    energy_gap: float, log_likelihood: tuple[float, float], displacement: float, size: int
-) -> str | None:
-    """Why the chains of a training step must be called divergent, or None.
-
-    energy_gap: mean U(data) - mean U(negatives). log_likelihood: mean over examples before and after the
-    latent chain. displacement: root mean square change of an entry along the data chain, in [-1, 1]
-    units. size: number of entries of one tuple.
-    """
-    before, after = log_likelihood
-    if not all(math.isfinite(v) for v in (energy_gap, before, after, displacement)):
-        return "a chain reached values that are not finite; lower data_step_size or latent_step_size"
-    if abs(energy_gap) > 1e4:
-        return f"the energy gap {energy_gap:.3g} exceeds 1e4; lower lr_energy or data_step_size"
-    if after < before - 0.1 * abs(before) - size:
-        return (
-            f"the log-likelihood fell from {before:.4g} to {after:.4g} along the latent chain; "
-            "lower latent_step_size"
-        )
-    if displacement > 1:
-        return f"the data chain moved entries by {displacement:.3g}, half the range; lower data_step_size"
-    return None
+    x = high - F.softplus(high - x)
+    return low + F.softplus(x - low)
 
 
 class Cooperative(Method):
@@ -84,7 +43,8 @@ class Cooperative(Method):
     generator; `posterior`, `prior` families; `log_variance_low`, `log_variance_high`; `output`
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
-    temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`.
+    temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
+    at `warm_rate` times the learning rates.
     """
 
     samplers: ClassVar[Mapping[str, tuple[Task, ...]]] = {
@@ -143,6 +103,7 @@ class Cooperative(Method):
         temper_energy_loss: bool = False,
         warm_start: float = 0.0,
         warm_beta: float = 1.0,
+        warm_rate: float = 1.0,
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -153,7 +114,9 @@ class Cooperative(Method):
             if settings[name] not in allowed:
                 raise ValueError(f"{name} '{settings[name]}' is none of {', '.join(allowed)}")
         size = self.private + latent
-        self.encoders = nn.ModuleDict({m.name: build_encoder(m, size, network, width) for m in spec})
+        self.encoders = nn.ModuleDict(
+            {m.name: ExpertEncoder(m, latent, self.private, "gaussian", network, width) for m in spec}
+        )
         self.generators = nn.ModuleDict({m.name: build_decoder(m, size, network, width) for m in spec})
         self.energy = JointEnergy(spec, energy_width, stem_width, stem_stride, spectral_norm)
         self.entries = sum(m.size for m in spec)
@@ -179,40 +142,37 @@ class Cooperative(Method):
             out[name] = image.tanh() if self.output == "tanh" else image
         return out
 
-    def experts(self, x: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Location and log-scale `[B, private + latent]` of q_m(w_m, z | x_m), private part first."""
-        out = {}
-        for name, image in x.items():
-            location, raw = self.encoders[name](image)
-            log_variance = soft_clamp(raw.float(), self.log_variance_low, self.log_variance_high)
-            out[name] = (location.float(), 0.5 * log_variance)
-        return out
+    def experts(self, x: Batch) -> dict[str, Expert]:
+        """q_m(z | x_m) and q_m(w_m | x_m), their log-variances bounded smoothly."""
+        return {name: self.encoders[name](image).map(self._bounded) for name, image in x.items()}
+
+    def _bounded(self, q: Diagonal) -> Diagonal:
+        log_variance = soft_clamp(2 * q.scale.log(), self.log_variance_low, self.log_variance_high)
+        return Diagonal(q.location, (0.5 * log_variance).exp(), self.posterior == "laplace")
 
     def prior_draw(self, n: int) -> State:
         """z ~ p_0(z), w_m ~ p_0(w_m), independent."""
-        z = draw(self.prior, torch.empty(n, self.latent, device=self.device))
-        shape = torch.empty(n, self.private, device=self.device)
-        return {"z": z, **{f"w.{name}": draw(self.prior, shape) for name in self.spec.names if self.private}}
+        shared, own = (
+            self._prior(torch.zeros(n, d, device=self.device)) for d in (self.latent, self.private)
+        )
+        private = {f"w.{name}": own.rsample() for name in self.spec.names if self.private}
+        return {"z": shared.rsample(), **private}
 
-    def posterior_draw(self, experts: Mapping[str, tuple[Tensor, Tensor]]) -> State:
+    def _prior(self, like: Tensor) -> Diagonal:
+        return Diagonal(torch.zeros_like(like), torch.ones_like(like), self.prior == "laplace")
+
+    @staticmethod
+    def posterior_draw(experts: Mapping[str, Expert]) -> State:
         """z from one expert, chosen per example (P1 Eqn 5); w_m from the expert of its own modality."""
-        stacked = [torch.stack([e[part].detach() for e in experts.values()]) for part in (0, 1)]
-        samples = stacked[0] + stacked[1].exp() * draw(self.posterior, stacked[0])
-        count, n = samples.shape[:2]
-        chosen = torch.randint(count, (n,), device=samples.device)
-        z = samples[chosen, torch.arange(n, device=samples.device), self.private :]
-        own = {
-            f"w.{name}": s[:, : self.private]
-            for name, s in zip(experts, samples, strict=True)
-            if self.private
-        }
-        return {"z": z, **own}
+        fixed = {name: e.detach() for name, e in experts.items()}
+        own = {f"w.{name}": e.w.rsample() for name, e in fixed.items() if e.w is not None}
+        return {"z": mixture_rsample([e.z for e in fixed.values()]), **own}
 
     # Energies of the two chains ----------------------------------------------------------------
 
     def log_prior(self, latent: Mapping[str, Tensor]) -> Tensor:
         """log p_0(z) + sum_m log p_0(w_m) `[B]`."""
-        return torch.stack([log_density(self.prior, block) for block in latent.values()]).sum(0)
+        return torch.stack([self._prior(block).log_prob(block) for block in latent.values()]).sum(0)
 
     def log_likelihood(self, x: Mapping[str, Tensor], locations: Mapping[str, Tensor]) -> Tensor:
         """sum_m log N(x_m; G_m, sigma^2 I) `[B]`, without its constant."""
@@ -263,9 +223,9 @@ class Cooperative(Method):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        warm = (Stage("warm", ("generator", "inference"), self.warm_start),) if self.warm_start else ()
+        warm = Stage("warm", ("generator", "inference"), self.warm_start, self.warm_rate)
         revision = Stage("revision", ("generator", "inference", "energy"), 1 - self.warm_start)
-        return (*warm, revision) if self.warm_start < 1 else warm
+        return tuple(stage for stage in (warm, revision) if stage.share > 0)
 
     @property
     def gradients(self) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -273,20 +233,16 @@ class Cooperative(Method):
         return {"warm": {"elbo": ("generator", "inference")}, "revision": own}
 
     def param_groups(self) -> dict[str, ParamGroup]:
-        shared = {"betas": (self.beta1, self.beta2), "decay": self.decay}
-        clip = self.clip or None
+        betas, clip = (self.beta1, self.beta2), self.clip or None
+
+        def group(module: nn.Module, lr: float, weight_decay: float, clip: float | None) -> ParamGroup:
+            parameters = list(module.parameters())
+            return ParamGroup(parameters, lr, betas, weight_decay, clip=clip, decay=self.decay)
+
         return {
-            "generator": ParamGroup(
-                list(self.generators.parameters()),
-                self.lr_generator,
-                weight_decay=self.weight_decay,
-                clip=clip,
-                **shared,
-            ),
-            "inference": ParamGroup(
-                list(self.encoders.parameters()), self.lr_inference, weight_decay=self.weight_decay, **shared
-            ),
-            "energy": ParamGroup(list(self.energy.parameters()), self.lr_energy, clip=clip, **shared),
+            "generator": group(self.generators, self.lr_generator, self.weight_decay, clip),
+            "inference": group(self.encoders, self.lr_inference, self.weight_decay, None),
+            "energy": group(self.energy, self.lr_energy, 0.0, clip),
         }
 
     def forward(self, x: Batch, progress: Progress) -> Loss | Iterator[Loss]:
@@ -295,37 +251,23 @@ class Cooperative(Method):
             return self.warm_loss(x)
         return self.revision_loss(x, check=progress.step % CHECK_EVERY == 0)
 
-    def log_experts(self, experts: Mapping[str, tuple[Tensor, Tensor]], z: Tensor) -> Tensor:
-        """log q_m(z | x_m) for every expert `[M, B]`."""
-        logs = [
-            log_density(self.posterior, z, e[0][:, self.private :], e[1][:, self.private :])
-            for e in experts.values()
-        ]
-        return torch.stack(logs)
-
-    def log_private(
-        self, experts: Mapping[str, tuple[Tensor, Tensor]], latent: Mapping[str, Tensor]
-    ) -> Tensor:
-        """sum_m log q_m(w_m | x_m) `[B]`; zero where there are no private latents."""
-        own = slice(0, self.private)
-        logs = [
-            log_density(self.posterior, latent[f"w.{name}"], e[0][:, own], e[1][:, own])
-            for name, e in experts.items()
-            if self.private
-        ]
-        return torch.stack(logs).sum(0) if logs else latent["z"].new_zeros(())
-
-    def log_joint_posterior(
-        self, experts: Mapping[str, tuple[Tensor, Tensor]], latent: Mapping[str, Tensor]
-    ) -> Tensor:
-        """l = lse_m log q_m(z|x_m) - log M, plus the private experts (P1 Eqn 12) `[B]`.
+    def log_joint_posterior(self, experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor:
+        """l = lse_m log q_m(z|x_m) - log M, plus log q_m(w_m|x_m) for private latents (P1 Eqn 12) `[B]`.
 
         `expert_mean` > 0 mixes in that share of the mean of log q_m, so that no expert starves.
         """
-        logs = self.log_experts(experts, latent["z"])
-        mixture = torch.logsumexp(logs, 0) - math.log(len(logs))
-        mixture = (1 - self.expert_mean) * mixture + self.expert_mean * logs.mean(0)
-        return mixture + self.log_private(experts, latent)
+        shared = [e.z for e in experts.values()]
+        log_q = mixture_log_prob(shared, latent["z"])
+        if self.expert_mean:
+            mean = torch.stack([q.log_prob(latent["z"]) for q in shared]).mean(0)
+            log_q = (1 - self.expert_mean) * log_q + self.expert_mean * mean
+        return log_q + self.log_private(experts, latent)
+
+    @staticmethod
+    def log_private(experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor | float:
+        """sum_m log q_m(w_m | x_m) `[B]`; 0 where there are no private latents."""
+        logs = [e.w.log_prob(latent[f"w.{name}"]) for name, e in experts.items() if e.w is not None]
+        return torch.stack(logs).sum(0) if logs else 0.0
 
     def revision_loss(self, x: Batch, check: bool) -> Loss | Iterator[Loss]:
         """One iteration of METHODS 2.14.2: draw, revise, then the three losses (P1 Eqn 10 to 12)."""
@@ -365,7 +307,7 @@ class Cooperative(Method):
         energy, energy_terms = self.energy_loss(x, negatives)
         terms |= energy_terms
         if check:
-            self._check_chains(terms)
+            check_chains(terms, self.entries)
         return Loss.of(terms, generator=generator, inference=inference, energy=energy)
 
     def energy_loss(self, x: Batch, negatives: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -387,19 +329,8 @@ class Cooperative(Method):
             start = self.generate(latent)
         energy, terms = self.energy_loss(x, self.revise_data(start)[0])
         if check:
-            self._check_chains(first.terms | terms)
+            check_chains(first.terms | terms, self.entries)
         yield Loss.of(terms, energy=energy)
-
-    def _check_chains(self, terms: Mapping[str, Tensor]) -> None:
-        value = {name: float(t.detach()) for name, t in terms.items()}
-        trouble = chain_trouble(
-            value["energy_data"] - value["energy_revised"],
-            (value["log_posterior_start"], value["log_posterior_end"]),
-            value["moved"],
-            self.entries,
-        )
-        if trouble:
-            raise Diverged(trouble)
 
     def warm_loss(self, x: Batch) -> Loss:
         """Negative MMVAE(+) ELBO, the optional warm start of generator and inference.
@@ -409,25 +340,22 @@ class Cooperative(Method):
         """
         experts = self.experts(x)
         elbo = []
-        for name, (location, log_scale) in experts.items():
-            sample = location + log_scale.exp() * draw(self.posterior, location)
-            latent = self.prior_draw(len(sample)) | {"z": sample[:, self.private :]}
-            own = {"z": latent["z"]}
-            if self.private:
-                latent[f"w.{name}"] = own[f"w.{name}"] = sample[:, : self.private]
-            mixture = torch.logsumexp(self.log_experts(experts, own["z"]), 0) - math.log(len(experts))
-            log_posterior = mixture + self.log_private({name: experts[name]} if self.private else {}, own)
-            kl = log_posterior - self.log_prior(own)
-            elbo.append(self.log_likelihood(x, self.generate(latent)) - self.warm_beta * kl)
+        for name, expert in experts.items():
+            own = {"z": expert.z.rsample()}
+            if expert.w is not None:
+                own[f"w.{name}"] = expert.w.rsample()
+            log_q = mixture_log_prob([e.z for e in experts.values()], own["z"])
+            kl = log_q + self.log_private({name: expert}, own) - self.log_prior(own)
+            drawn = self.generate(self.prior_draw(len(own["z"])) | own)
+            elbo.append(self.log_likelihood(x, drawn) - self.warm_beta * kl)
         return Loss.of(elbo=-torch.stack(elbo).mean())
 
     # Sampling ----------------------------------------------------------------------------------
 
     def encode(self, given: Batch) -> dict[str, Tensor]:
         experts = self.experts(self.to_model(given))
-        z = torch.stack([location[:, self.private :] for location, _ in experts.values()]).mean(0)
-        own = {f"w.{name}": e[0][:, : self.private] for name, e in experts.items() if self.private}
-        return {"z": z, **own}
+        own = {f"w.{name}": e.w.location for name, e in experts.items() if e.w is not None}
+        return {"z": mixture_mean([e.z for e in experts.values()]), **own}
 
     def sample_prior(self, n: int) -> dict[str, Tensor]:
         return self.prior_draw(n)
@@ -463,34 +391,25 @@ class Cooperative(Method):
 
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
         """The data chain from the generator (energy), or the posterior chain given `x` (log-likelihood)."""
-        if kind not in self.chains:
-            raise ValueError(f"{type(self).__name__} has no '{kind}' chain; choose from {self.chains}")
-        total = steps if steps is not None else self.data_steps if kind == "data" else self.latent_steps
-        at: list[int] = []
-        frames: list[Batch] = []
-        values: list[Tensor] = []
+        if kind == "data":
+            steps = self.data_steps if steps is None else steps
+            recorder = Recorder(steps, every, self.to_data)
+            with torch.no_grad():
+                self.revise_data(self.generate(self.prior_draw(n)), steps=steps, record=recorder)
+            return recorder.chain(kind, "energy")
+        if kind != "posterior" or not x:
+            raise ValueError(f"{type(self).__name__} runs a 'data' chain, or a 'posterior' chain given x")
+        steps = self.latent_steps if steps is None else steps
+        observed = self.to_model({name: image[:n] for name, image in x.items()})
 
-        def record(step: int, state: State, energy: Tensor) -> None:
-            keep = step % every == 0 or step == total
-            images = self.generate(state) if kind == "posterior" and (keep or x is not None) else state
-            if kind == "posterior":
-                values.append(self.log_likelihood(observed, {name: images[name] for name in observed}))
-            else:
-                values.append(energy)
-            if keep:
-                at.append(step)
-                frames.append({name: image.clamp(0, 1).cpu() for name, image in self.to_data(images).items()})
+        def fit(latent: State) -> Tensor:
+            return self.log_likelihood(observed, self.generate(latent, list(observed)))
 
+        recorder = Recorder(steps, every, lambda latent: self.decode(latent, self.spec.names), fit)
         with torch.no_grad():
-            if kind == "data":
-                self.revise_data(self.generate(self.prior_draw(n)), steps=total, record=record)
-                return Chain(kind, "energy", at, frames, torch.stack(values).cpu())
-            if not x:
-                raise ValueError("the posterior chain needs observations x")
-            observed = self.to_model({name: image[:n] for name, image in x.items()})
-            start = self.prior_draw(n) | self.posterior_draw(self.experts(observed))
-            self.revise_latent(start, observed, total, record)
-        return Chain(kind, "log_likelihood", at, frames, torch.stack(values).cpu())
+            start = self.posterior_draw(self.experts(observed))
+            self.revise_latent(self.prior_draw(len(start["z"])) | start, observed, steps, recorder)
+        return recorder.chain(kind, "log_likelihood")
 
     def nfe(self, sampler: str | None, task: Task, steps: int | None = None) -> int:
         sampler = check_sampler(self, sampler, task)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datasets.spec import Batch, UserError
+from datasets.spec import UserError
 from methods.base import Chain, Diverged, ParamGroup, Progress, Stage
 from methods.parts.langevin import State, frozen, langevin
 from methods.parts.latents import Family
 from methods.parts.networks.common import at_least_float32
 from methods.parts.priors import Prior
+from methods.parts.recording import Recorder
 from methods.parts.vae import MultimodalVAE
 
 LOOK_EVERY = 25
@@ -107,19 +107,9 @@ def prior_chain(method: MultimodalVAE, prior: EnergyPrior, n: int, steps: int | 
     length = prior.chain_steps(steps)
     names = method.spec.names
     private = {f"w.{name}": method.draw_private(n) for name in names if method.private}
-    at: list[int] = []
-    frames: list[Batch] = []
-    energies: list[Tensor] = []
-
-    @torch.no_grad()
-    def record(step: int, state: State, energy: Tensor) -> None:
-        energies.append(energy)
-        if step % every == 0 or step == length:
-            at.append(step)
-            frames.append(method.decode({"z": state["z"], **private}, names))
-
-    prior.sample(n, length, record)
-    return Chain("prior", "energy", at, frames, torch.stack(energies))
+    recorder = Recorder(length, every, lambda state: method.decode({**state, **private}, names))
+    prior.sample(n, length, recorder)
+    return recorder.chain("prior", "energy")
 
 
 @dataclass(frozen=True)

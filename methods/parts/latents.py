@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -89,8 +90,12 @@ class Expert(NamedTuple):
     z: Diagonal
     w: Diagonal | None = None
 
+    def map(self, change: Callable[[Diagonal], Diagonal]) -> Expert:
+        """The same expert with `change` applied to both distributions."""
+        return Expert(change(self.z), None if self.w is None else change(self.w))
+
     def detach(self) -> Expert:
-        return Expert(self.z.detach(), None if self.w is None else self.w.detach())
+        return self.map(Diagonal.detach)
 
 
 class ExpertEncoder(nn.Module):

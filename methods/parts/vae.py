@@ -46,6 +46,11 @@ class MultimodalVAE(Method):
     """
 
     latents: ClassVar[str] = "shared"
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "family": ("laplace", "normal", "gaussian"),
+        "network": ("cnn", "resnet"),
+        "likelihood": ("laplace", "gaussian"),
+    }
 
     def __init__(
         self,

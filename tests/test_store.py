@@ -1,0 +1,238 @@
+"""Identity of runs, files that are whole or absent, records read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.config import RunConfig, resolve
+from bench.safefiles import atomic, digest, write_json
+from bench.store import RunFolder, find_runs, open_run, publish, run_id, train_fingerprint
+from datasets.spec import UserError
+from metrics.protocol import Score
+
+
+def config(*overrides: str, **keys: object) -> RunConfig:
+    return resolve("tiny:TinyVAE", "tiny:TinyData", "quick", list(overrides), **keys)  # type: ignore[arg-type]
+
+
+# -- identity
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        config("beta=2"),
+        config("train.steps=3"),
+        config("train.ema=0.9"),
+        config(seed=1),
+        config(precision="bf16"),
+        config(init_from="abc"),
+    ],
+    ids=["hyper", "steps", "ema", "seed", "precision", "init"],
+)
+def test_what_changes_the_weights_changes_both_hashes(other: RunConfig) -> None:
+    assert train_fingerprint(other, "data") != train_fingerprint(config(), "data")
+    assert run_id(other, "data") != run_id(config(), "data")
+
+
+def test_other_data_is_another_run() -> None:
+    assert train_fingerprint(config(), "a") != train_fingerprint(config(), "b")
+
+
+def test_a_plan_changes_the_run_but_not_its_training() -> None:
+    other = config("plan.joint=7")
+    assert train_fingerprint(other, "data") == train_fingerprint(config(), "data")
+    assert run_id(other, "data") != run_id(config(), "data")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        config("train.checkpoint_every=3", "train.validate_every=0"),
+        config("plan.metrics=latent"),
+        config(deterministic=True),
+    ],
+    ids=["saving", "metrics", "deterministic"],
+)
+def test_what_changes_no_number_changes_no_hash(other: RunConfig) -> None:
+    assert run_id(other, "data") == run_id(config(), "data")
+
+
+def test_a_hash_does_not_depend_on_order_or_container() -> None:
+    assert digest({"a": (1, 2), "b": None}) == digest({"b": None, "a": [1, 2]})
+    with pytest.raises(ValueError):
+        digest({"a": math.nan})
+
+
+def test_a_torch_of_another_minor_version_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for number in ("2.7.0", "2.7.1", "2.8.0+cpu"):
+        monkeypatch.setattr("bench.store.version", lambda name, number=number: number)
+        ids.append(run_id(config(), "data"))
+    assert ids[0] == ids[1] != ids[2]
+
+
+# -- files
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"x": math.nan})
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed here")
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_where_a_folder_should_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    folder = open_run(tmp_path / "results", config(), "data")
+    with pytest.raises(UserError, match="cannot be written .*--results") as caught, folder.locked():
+        pass
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_json(tmp_path / "results" / "x" / "run.json", {})
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.safefiles.os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_json(tmp_path / "a.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    complaint = pytest.raises(UserError, match="another process is working on")
+    with first.locked(), complaint, second.locked():
+        pass
+    with second.locked():
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
+def test_a_damaged_checkpoint_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.load_checkpoint() is None
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(UserError, match="the checkpoint .* is damaged .*--force") as caught:
+        folder.load_checkpoint()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"method": pytest.raises}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="damaged"):
+        RunFolder(tmp_path).load_checkpoint()
+
+
+def test_a_truncated_checkpoint_and_truncated_weights(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_checkpoint({"method": {"a": torch.ones(1000)}})
+    folder.save_weights({"a": torch.ones(1000)})
+    for name in ("checkpoint.pt", "weights.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        folder.load_checkpoint()
+    with pytest.raises(UserError, match="damaged"):
+        folder.load_weights()
+    with pytest.raises(UserError, match="missing"):
+        folder.load_weights("other.safetensors")
+
+
+def test_weights_may_be_tied_and_strided(tmp_path: Path) -> None:
+    a = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    folder = RunFolder(tmp_path)
+    folder.save_weights({"a": a, "b": a, "c": a.transpose(0, 1)})
+    back = folder.load_weights()
+    assert (
+        torch.equal(back["a"], a) and torch.equal(back["b"], a) and torch.equal(back["c"], a.transpose(0, 1))
+    )
+
+
+def test_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    first = {"m0>m1|gen": np.random.default_rng(0).random(1003) > 0.5, "empty": np.zeros(0, bool)}
+    folder.write_outcomes(first)
+    folder.write_outcomes({"more": np.array([True, False, True])})
+    back = folder.read_outcomes()
+    assert set(back) == {*first, "more"}
+    for name, values in first.items():
+        assert back[name].dtype == bool and np.array_equal(back[name], values)
+    assert (tmp_path / "outcomes.npz").stat().st_size < 2000
+
+
+def test_the_log_skips_a_torn_line_and_is_cut_on_resume(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        folder.log({"step": step, "terms": {"loss": math.inf if step == 2 else 1.0}})
+    with open(tmp_path / "train.jsonl", "a") as handle:
+        handle.write('{"step": 4, "ter')
+    assert [line["step"] for line in folder.read_log()] == [1, 2, 3]
+    assert folder.read_log()[1]["terms"]["loss"] is None
+    folder.cut_log(2)
+    assert [line["step"] for line in folder.read_log()] == [1, 2]
+
+
+# -- records
+
+
+def written(root: Path, run: RunConfig, status: str = "done") -> RunFolder:
+    folder = open_run(root, run, "data")
+    record = {"run_id": folder.path.name, "method": run.method, "dataset": run.dataset, "status": status}
+    folder.write_record(record)
+    folder.write_scores([Score("coherence_joint", 0.5, 10, "higher", low=math.nan)], {"metric_version": "1"})
+    return folder
+
+
+def test_records_are_found_sorted_and_whole(tmp_path: Path) -> None:
+    for seed in (2, 0, 1):
+        written(tmp_path, config(seed=seed))
+    found = find_runs(tmp_path)
+    assert len(found) == 3 and [r.folder for r in found] == sorted(r.folder for r in found)
+    assert found[0].scores[0].value == 0.5 and found[0].scores[0].low is None
+    assert find_runs(tmp_path / "runs") == found
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_an_unreadable_record_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    good, bad = written(tmp_path, config()), written(tmp_path, config(seed=1))
+    (bad.path / "run.json").write_text('{"schema": 1, "me')
+    with pytest.warns(UserWarning, match="left out: .*unreadable"):
+        found = find_runs(tmp_path)
+    assert [r.folder for r in found] == [good.path]
+    with pytest.raises(UserError, match="unreadable"):
+        bad.read_record()
+
+
+def test_published_records_have_no_weights_and_count_once(tmp_path: Path) -> None:
+    folder = written(tmp_path, config())
+    folder.save_weights({"a": torch.ones(2)})
+    (folder.path / "grid.png").write_bytes(b"x")
+    target = publish(folder.path, tmp_path)
+    assert sorted(p.name for p in target.iterdir()) == ["grid.png", "run.json", "scores.json"]
+    (only,) = find_runs(tmp_path)
+    assert only.folder == folder.path and not only.published
+    (there,) = find_runs(tmp_path / "published")
+    assert there.scores == only.scores
+    with pytest.raises(UserError, match="only a finished run"):
+        publish(written(tmp_path, config(seed=5), status="failed").path, tmp_path)
+
+
+def test_names_with_colons_make_plain_folders(tmp_path: Path) -> None:
+    folder = open_run(tmp_path, dataclasses.replace(config(), method="a.b:C", dataset="x.y:Z"), "data")
+    assert folder.path.parent == tmp_path / "runs" / "x.y-Z" / "a.b-C"

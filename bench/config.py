@@ -250,18 +250,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise _error(f"the preset file '{path}' cannot be read ({error}); mend or remove it") from error
 
 
-def _layers(tables: Mapping[str, Any], preset: str, path: Path) -> list[dict[str, Any]]:
-    """The preset's table and, before it, those it `extends`."""
-    if preset not in tables:
-        return []
-    table = dict(tables[preset])
-    base = table.pop("extends", None)
-    for key in table:
-        if key not in TABLES:
-            raise _error(f"'{path.name}' has an unknown table '{preset}.{key}'{closest(key, TABLES)}")
-    if base == preset:
-        raise _error(f"preset '{preset}' in '{path.name}' extends itself; name another one")
-    return [*(_layers(tables, base, path) if base else []), table]
+def _chain(files: Sequence[Mapping[str, Any]], preset: str, seen: tuple[str, ...] = ()) -> list[str]:
+    """The presets that `preset` extends, the most basic first, and itself."""
+    if preset in seen:
+        raise _error(f"preset '{preset}' extends itself; name another one in its file")
+    base = next((f[preset]["extends"] for f in files if "extends" in f.get(preset, {})), None)
+    return [*(_chain(files, base, (*seen, preset)) if base else []), preset]
+
+
+def _layers(tables: Mapping[str, Any], presets: Sequence[str], path: Path) -> list[dict[str, Any]]:
+    """Those of a file's tables that are named, in this order."""
+    out = []
+    for preset in presets:
+        table = {k: v for k, v in tables.get(preset, {}).items() if k != "extends"}
+        for key in table:
+            if key not in TABLES:
+                raise _error(f"'{path.name}' has an unknown table '{preset}.{key}'{closest(key, TABLES)}")
+        out.append(table)
+    return out
 
 
 def preset_files(method: str, dataset: str) -> tuple[Path, Path]:
@@ -289,15 +295,13 @@ def load_preset(method: str, dataset: str, preset: str) -> dict[str, dict[str, A
         raise _error(f"no preset '{preset}' for {method} on {dataset}{closest(preset, names)}")
     signature = hyper_signature(method)
     out: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
-    shared = _layers(common, preset, common_path)
+    chain = _chain((own, common), preset)
     if preset == DEFAULT_PRESET and preset not in own:
-        shared = [*_layers(common, FALLBACK_PRESET, common_path), *shared]
-        own = {**own, preset: own.get(FALLBACK_PRESET, {})}
-    for layer in shared:
+        chain = [*_chain((own, common), FALLBACK_PRESET), preset]
+    for layer in _layers(common, chain, common_path):
         for table, values in layer.items():
-            known = {k: v for k, v in values.items() if table != "hyper" or k in signature}
-            out[table].update(known)
-    for layer in _layers(own, preset, own_path):
+            out[table].update({k: v for k, v in values.items() if table != "hyper" or k in signature})
+    for layer in _layers(own, chain, own_path):
         for table, values in layer.items():
             out[table].update(values)
     return out

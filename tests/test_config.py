@@ -160,14 +160,18 @@ def test_layers_of_a_preset(presets: Path) -> None:
 
 
 def test_a_method_refines_the_common_file(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        config, "preset_files", lambda m, d: (presets / d / "_common.toml", presets / d / "own.toml")
+    use_own_file(presets, monkeypatch)
+    write(
+        presets,
+        "own",
+        "[quick.hyper]\nbeta = 4.0\n[quick.train]\nema = 0.9\n[paper.train]\nsteps = 123\n[fair.hyper]\nlr = 0.5\n",
     )
-    write(presets, "own", "[quick.hyper]\nbeta = 4.0\n[quick.train]\nema = 0.9\n[paper.train]\nsteps = 123\n")
     quick = resolve("tiny:TinyVAE", "here", "quick")
     assert (quick.hyper["beta"], quick.hyper["width"], quick.train.ema, quick.train.steps) == (4.0, 3, 0.9, 5)
     paper = resolve("tiny:TinyVAE", "here", "paper")
     assert (paper.train.steps, paper.plan.joint, paper.hyper["width"]) == (123, 77, 8)
+    more = resolve("tiny:TinyVAE", "here", "more")
+    assert (more.hyper["lr"], more.hyper["width"], more.train.flops) == (0.5, 6, 9.0)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +180,13 @@ def test_a_method_refines_the_common_file(presets: Path, monkeypatch: pytest.Mon
         ("[quick.hyper]\nbata = 1\n", "no hyper-parameter 'bata'; did you mean 'beta'"),
         ("[quick.trian]\nsteps = 1\n", "unknown table 'quick.trian'; did you mean 'train'"),
         ("[quick\n", "cannot be read"),
+        ("[quick]\nextends = 'quick'\n", "extends itself"),
     ],
 )
 def test_a_fault_in_a_preset_file_is_named(
     text: str, message: str, presets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        config, "preset_files", lambda m, d: (presets / d / "_common.toml", presets / d / "own.toml")
-    )
+    use_own_file(presets, monkeypatch)
     write(presets, "own", text)
     with pytest.raises(UsageError, match=message):
         resolve("tiny:TinyVAE", "here", "quick")

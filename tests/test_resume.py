@@ -17,9 +17,12 @@ import torch
 from test_train import go, make, same
 from tiny import TinyData, TinyVAE
 
+from bench.build import build_method
+from bench.device import set_deterministic
 from bench.errors import Interrupted
 from bench.safefiles import load_tensors
 from bench.store import RunFolder, find_runs
+from bench.train import train
 from datasets.spec import Batch, UserError
 from methods.base import Method, Progress
 
@@ -197,6 +200,32 @@ def test_ctrl_c_ends_with_130_and_the_next_call_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in complaint and "stopped by SIGINT at step" in complaint
     (record,) = find_runs(tmp_path)
     assert record.record["status"] == "running" and (record.folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.gpu
+def test_a_crash_changes_nothing_on_cuda(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With deterministic kernels the same holds on a GPU."""
+    config, device = make("train.ema=0.9", "two_losses=true"), torch.device("cuda")
+    set_deterministic(True)
+
+    def run(folder: Path) -> Method:
+        method = build_method(config, data.spec, device)
+        folder.mkdir(exist_ok=True)
+        splits = data.split("train"), data.split("val")
+        train(method, *splits, config.train, RunFolder(folder), seed=0, device=device)
+        return method
+
+    try:
+        whole = run(tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            stopped_at(patch, 14, crash)
+            with pytest.raises(Crash):
+                run(tmp_path / "cut")
+        assert same(whole, run(tmp_path / "cut"))
+    finally:
+        set_deterministic(False)
 
 
 def test_the_method_has_state_worth_resuming(data: TinyData) -> None:

@@ -94,7 +94,7 @@ def fingerprint(subject: Subject, hyper: Mapping[str, Any]) -> Iterator[Any]:
     """
     method = subject.fresh(**hyper)
     kind, spec, x = type(method), subject.spec, subject.data()
-    yield [(s.name, s.groups, s.share) for s in method.stages]
+    yield [dataclasses.astuple(stage) for stage in method.stages]
     yield [
         (name, [tuple(p.shape) for p in g.params], [getattr(g, f.name) for f in dataclasses.fields(g)[1:]])
         for name, g in method.param_groups().items()

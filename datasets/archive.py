@@ -65,9 +65,10 @@ class Resuming:
         except requests.RequestException as error:
             raise Unreachable(type(error).__name__) from error
         with answer:
-            if answer.status_code == 416:  # nothing after `have`: the part is stale or already whole
+            if answer.status_code == 416 and have:  # nothing comes after `have`: begin again
                 self._forget()
-                raise _broke_off(url, "the server refused to continue")
+                self(url, output_file, _)
+                return
             if not answer.ok:
                 raise Unreachable(f"the server answered {answer.status_code}")
             try:

@@ -25,7 +25,7 @@ from datasets.files import (
     write_tensors,
 )
 from datasets.recipe import NAMES, SPEC
-from datasets.spec import Dataset, Split
+from datasets.spec import Dataset, Split, UserError
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,10 @@ class PreparedDataset(Dataset):
         if name not in SPLITS:
             raise ValueError(f"no split '{name}'; there are {', '.join(SPLITS)}")
         if name not in self._splits:
-            tensors = read_tensors(self.folder / f"{name}.safetensors")
+            try:
+                tensors = read_tensors(self.folder / f"{name}.safetensors")
+            except Damaged as error:
+                raise UserError(f"{error}: run the command again to build this copy anew") from error
             groups = {m: tensors[f"source.{m}"] for m in NAMES if f"source.{m}" in tensors}
             stored = {m: tensors[m] for m in NAMES}
             self._splits[name] = Split(SPEC, stored, {"digit": tensors["digit"]}, groups)

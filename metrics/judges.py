@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,15 @@ def train_digit_classifier(
     """Train one judge by cross-entropy on `examples` images drawn from uint8 images `[N, C, H, W]`.
 
     AdamW at a one-cycle rate, each batch shifted by up to two pixels, float32. The outcome depends on
-    the seed and the number of examples only; the caller's random state is left as it was.
+    the seed and the number of examples only, not on the number of cores: on CPUs one thread works, so
+    that machines of a kind agree on the judges' hash. The caller's random state is left as it was.
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     batch = min(BATCH, len(images))
     steps = max(examples // batch, 2)
     with (
+        _one_thread(device),
         torch.random.fork_rng(devices),
         torch.backends.cudnn.flags(deterministic=True, benchmark=False),
         torch.autocast(device.type, enabled=False),
@@ -192,6 +195,17 @@ def train_digit_classifier(
             optimiser.step()
             schedule.step()
     return net.to(memory_format=torch.contiguous_format).eval()
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _batches(n: int, batch: int, steps: int) -> Iterator[Tensor]:

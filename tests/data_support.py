@@ -150,6 +150,9 @@ def serving(site: Site) -> Iterator[str]:
             if wanted and self.headers.get("If-Range") == site.etag:
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             site.starts.append(start)
+            if start >= len(site.content):
+                self.send_error(416)
+                return
             body = site.content[start:]
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(body)))

@@ -161,11 +161,8 @@ def test_layers_of_a_preset(presets: Path) -> None:
 
 def test_a_method_refines_the_common_file(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_own_file(presets, monkeypatch)
-    write(
-        presets,
-        "own",
-        "[quick.hyper]\nbeta = 4.0\n[quick.train]\nema = 0.9\n[paper.train]\nsteps = 123\n[fair.hyper]\nlr = 0.5\n",
-    )
+    text = "[quick.hyper]\nbeta = 4.0\n[quick.train]\nema = 0.9\n"
+    write(presets, "own", text + "[paper.train]\nsteps = 123\n[fair.hyper]\nlr = 0.5\n")
     quick = resolve("tiny:TinyVAE", "here", "quick")
     assert (quick.hyper["beta"], quick.hyper["width"], quick.train.ema, quick.train.steps) == (4.0, 3, 0.9, 5)
     paper = resolve("tiny:TinyVAE", "here", "paper")

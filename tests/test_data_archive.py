@@ -110,6 +110,15 @@ def test_download_starts_over_when_the_file_changed_meanwhile(tmp_path: Path, si
     assert site.starts == [0, 0]
 
 
+def test_download_that_was_whole_already_begins_again(tmp_path: Path, site: Site) -> None:
+    folder = tmp_path / "polymnist"
+    folder.mkdir()
+    (folder / (archive.FILE + ".part")).write_bytes(site.content)
+    (folder / (archive.FILE + ".part.etag")).write_text(site.etag)
+    PolyMNIST(tmp_path).prepare()
+    assert site.starts == [len(site.content), 0]
+
+
 def test_checksum_is_pinned_when_first_seen(tmp_path: Path, site: Site) -> None:
     first = PolyMNIST(tmp_path)
     first.prepare()

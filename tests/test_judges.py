@@ -38,7 +38,7 @@ TRAIN, VAL, TEST = split(400, 1), split(60, 2), split(100, 3)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "slow" not in request.keywords:
-        monkeypatch.setattr(module, "EXAMPLES", 4000)
+        monkeypatch.setattr(module, "EXAMPLES", 2500)
         monkeypatch.setattr(module, "BATCH", 50)
 
 
@@ -49,7 +49,7 @@ def made(cache: Path, official: Path | None = None, fingerprint: str = "f") -> J
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory: pytest.TempPathFactory) -> Judges:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "EXAMPLES", 4000)
+        patch.setattr(module, "EXAMPLES", 2500)
         patch.setattr(module, "BATCH", 50)
         return made(tmp_path_factory.mktemp("judges"))
 
@@ -71,10 +71,10 @@ def test_training_learns_and_is_deterministic() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     modality, labels = SPEC["a"], TRAIN.labels["digit"]
-    one, two = (train_digit_classifier(modality, TRAIN.stored["a"], labels, examples=4000) for _ in range(2))
+    one, two = (train_digit_classifier(modality, TRAIN.stored["a"], labels, examples=2500) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert module.weights_hash(one) == module.weights_hash(two)
-    other = train_digit_classifier(modality, TRAIN.stored["a"], labels, examples=4000, seed=1)
+    other = train_digit_classifier(modality, TRAIN.stored["a"], labels, examples=2500, seed=1)
     assert module.weights_hash(one) != module.weights_hash(other)
     assert accuracy(one, TEST.stored["a"], TEST.labels["digit"]) > 0.9
     untrained = accuracy(DigitNet(modality.shape), TEST.stored["a"], TEST.labels["digit"])

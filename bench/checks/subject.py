@@ -135,7 +135,9 @@ def train(
         groups = method.param_groups()
         trainable(method, stage)
         optimisers = [
-            torch.optim.Adam(groups[name].params, lr=lr or groups[name].lr, betas=groups[name].betas)
+            torch.optim.Adam(
+                groups[name].params, lr=lr or stage.rate * groups[name].lr, betas=groups[name].betas
+            )
             for name in stage.groups
         ]
         for step in range(steps):

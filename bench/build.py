@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def load_weights(method: Method, tensors: dict[str, Tensor], where: Path) -> Non
     try:
         method.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = textwrap.shorten(str(error).splitlines()[-1], 120, placeholder=" ...")
         raise UserError(
             f"the weights in '{where}' do not fit this method ({reason}); train it again"
         ) from error

@@ -49,8 +49,10 @@ def hub_folder() -> Path:
 
 
 def remedy() -> str:
-    """The command that gets the weights."""
+    """The command that gets the weights. The home folder is written `~`: this text enters run records."""
     target = hub_folder() / FILE_NAMES[0]
+    if target.is_relative_to(Path.home()):
+        target = Path("~") / target.relative_to(Path.home())
     return f"curl -L --create-dirs -o {target} {weights_url()}"
 
 

@@ -32,10 +32,23 @@ def fault(check: str) -> Callable[[type[Method]], type[Method]]:
 
 
 @fault("unknown_keyword_is_refused")
-@fault("hyper_parameters_are_visible")
+@fault("hyper_parameters_act")
 class SwallowsKeywords(Healthy):
     def __init__(self, spec: DataSpec, *, beta: float = 0.1, **settings: Any) -> None:
         super().__init__(spec, beta=beta)
+
+
+@fault("hyper_parameters_are_visible")
+class KeywordsWithoutNames(Method):
+    def __init__(self, spec: DataSpec, **settings: float) -> None:
+        super().__init__(spec)
+        self.beta = settings.get("beta", 1.0)
+
+
+@fault("hyper_parameters_are_visible")
+class PositionsWithoutNames(Healthy):
+    def __init__(self, spec: DataSpec, *settings: float) -> None:
+        super().__init__(spec, beta=settings[0] if settings else 0.1)
 
 
 @fault("hyper_parameters_are_visible")

@@ -38,7 +38,6 @@ TRAIN, VAL, TEST = split(400, 1), split(60, 2), split(100, 3)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "slow" not in request.keywords:
-        monkeypatch.setattr(module, "EXAMPLES", 2500)
         monkeypatch.setattr(module, "BATCH", 50)
 
 
@@ -49,7 +48,6 @@ def made(cache: Path, official: Path | None = None, fingerprint: str = "f") -> J
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory: pytest.TempPathFactory) -> Judges:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "EXAMPLES", 2500)
         patch.setattr(module, "BATCH", 50)
         return made(tmp_path_factory.mktemp("judges"))
 

@@ -26,6 +26,8 @@ SMALL = [
 ]
 DATA = "mixed_data:MixedData"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Options]:

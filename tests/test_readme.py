@@ -34,7 +34,7 @@ SMALL = [
     "plan.probe_train=60",
     "plan.probe_repeats=1",
     "plan.probe_full=false",
-    "plan.metrics=coherence,latent,fd_clf,cost",
+    "plan.metrics=coherence,fd_clf",
 ]
 PAPER = ["network=cnn", "width=8", "energy_width=8", "data_steps=2", "latent_steps=2"]
 """What makes a run in each paper's own networks affordable here."""
@@ -88,14 +88,14 @@ def test_every_command_runs(
             continue
         if words[0] != "bench":
             continue
-        monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "c" if "polymnist" in line else shared_cache))
+        # The stand-in for PolyMNIST has no business in the shared cache.
+        cache = tmp_path / "cache" if "polymnist" in line else shared_cache
+        monkeypatch.setenv("BENCH_CACHE", str(cache))
         # The file is beside us here; the next test puts it under methods/.
         words = ["mean_vae:MeanVAE" if w == "mean_vae" else w for w in words]
         mine = [r for r in find_runs(scratch / "results") if r.record["method"] == "ours"]
         run = str(mine[0].folder) if mine else ""
-        t = time.time()
         code = call(cut(words[1:], run))
-        open("/tmp/readme_times", "a").write(f"{time.time() - t:.1f} {line}\n")
         printed = capsys.readouterr()
         assert code == 0, f"`{line}` ended with {code}:\n{printed.out}{printed.err}"
         assert printed.out.strip(), f"`{line}` printed nothing"
@@ -135,7 +135,13 @@ def test_the_baseline_is_one_file_that_runs_resumes_scores_and_passes(
     (copy / "methods" / "mean_vae.py").write_text(BASELINE, encoding="utf-8")
     how = {"cwd": copy, "env": environment(copy, shared_cache), "text": True}
     bench = [sys.executable, "-m", "bench"]
-    small = ["train.steps=400", "train.checkpoint_every=5", *SMALL[1:]]
+    quick = [
+        "train.steps=100",
+        "train.checkpoint_every=5",
+        "train.validate_every=50",
+        "plan.metrics=coherence",
+    ]
+    small = quick + [s for s in SMALL if s.split("=")[0] not in {q.split("=")[0] for q in quick}]
     run = [*bench, "run", "--method", "mean_vae", "--dataset", "polydigits", "--preset", "quick"]
     run += ["--device", "cpu", *(part for s in small for part in ("--set", s))]
 
@@ -152,12 +158,18 @@ def test_the_baseline_is_one_file_that_runs_resumes_scores_and_passes(
     (record,) = find_runs(copy / "results")
     assert record.record["status"] == "done"
     values = {s.metric: s.value for s in record.scores if not s.given and not s.target}
-    assert values["coherence_joint"] is not None and values["latent_acc"] is not None
-    table = subprocess.run([*bench, "table"], capture_output=True, **how)
-    assert table.returncode == 0 and "mean_vae" in table.stdout, table.stderr
-    check = subprocess.run([*bench, "check", "mean_vae"], capture_output=True, **how)
-    assert check.returncode == 0, check.stdout + check.stderr
-    assert " 0 failed" in check.stdout
+    assert values["coherence_joint"] is not None
+    script = "\n".join(
+        [
+            "from bench.cli import main",
+            "for arguments in (['table'], ['check', 'mean_vae']):",
+            "    try: main(arguments)",
+            "    except SystemExit as end: assert not end.code, end.code",
+        ]
+    )
+    last = subprocess.run([sys.executable, "-c", script], capture_output=True, **how)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert "mean_vae" in last.stdout and " 0 failed" in last.stdout
 
 
 def test_the_baseline_is_short() -> None:
@@ -174,11 +186,10 @@ def test_the_method_table_names_every_method() -> None:
 
 
 def test_links_and_files_exist() -> None:
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-")
-        for h in re.findall(r"^#+ (.*)$", README, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.*)$", prose, re.M)
+    headings = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
         assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).exists()
     for path in re.findall(r"`((?:methods|bench|results)/[\w/.]*)`", README):
         if "<" not in path and path != "methods/mean_vae.py":

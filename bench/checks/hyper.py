@@ -22,7 +22,7 @@ SIZES = (("width", 4), ("step", 2), ("latent", 8), ("private", 4), ("hidden", 8)
 
 
 def signature(kind: type[Method]) -> dict[str, inspect.Parameter]:
-    """Named hyper-parameters of `__init__`, without `self` and the spec."""
+    """Named hyper-parameters, as the harness sees them."""
     return class_signature(kind)[0]
 
 
@@ -64,7 +64,7 @@ def alternatives(kind: type[Method], name: str, value: Any) -> list[Any]:
         tries = [2 * value, value / 2, 0.5, 1.0, 0.0, 1e-6 * value, 1e6 * value]
         return [v for v in dict.fromkeys(tries) if v != value]
     if value is None:
-        hint = typing.get_type_hints(kind.__init__).get(name)
+        hint = class_signature(kind)[1].get(name)
         kinds = typing.get_args(hint) or (hint,)
         return ([True] if bool in kinds else []) + ([0.5, 1e-3] if float in kinds else []) + [2]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -220,13 +220,20 @@ def acts(subjects: list[Subject], kind: type[Method], name: str, cache: dict[str
 
 @check(everywhere=True)
 def hyper_parameters_are_visible(subjects: list[Subject]) -> None:
-    """Hyper-parameters are named in the signature of `__init__` and have defaults."""
+    """Hyper-parameters are named in the signature of `__init__`, or of the parent they go on to."""
     kind = type(subjects[0].fresh())
-    for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise CheckFailed(
-                f"__init__ takes '{parameter}', so that its hyper-parameters cannot be listed, checked or set"
-            )
+    for base in kind.__mro__[: kind.__mro__.index(Method)]:
+        if "__init__" not in vars(base):
+            continue
+        kinds = [p.kind for p in inspect.signature(base.__init__).parameters.values()]
+        starred = inspect.Parameter.VAR_POSITIONAL in kinds
+        require(not starred, "__init__ takes starred arguments, so that its hyper-parameters have no names")
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    else:
+        raise CheckFailed(
+            "__init__ takes keywords that no parent names, so that they cannot be listed or set"
+        )
     bare = [name for name, p in signature(kind).items() if p.default is inspect.Parameter.empty]
     require(not bare, f"hyper-parameters without default: {', '.join(bare)}")
 

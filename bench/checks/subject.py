@@ -129,17 +129,16 @@ def train(
     lr: float | None = None,
     after: Callable[[Stage], None] | None = None,
 ) -> None:
-    """`steps` plain Adam steps in every stage; `after(stage)` looks at the gradients of each step."""
+    """`steps` steps in every stage; `after(stage)` looks at the gradients of each.
+
+    Every entry moves by the rate against the sign of its gradient, as in Adam's first step. (Importing
+    torch's optimisers would take longer than all checks together.)
+    """
     method.train()
     for stage in method.stages:
-        groups = method.param_groups()
         trainable(method, stage)
-        optimisers = [
-            torch.optim.Adam(
-                groups[name].params, lr=lr or stage.rate * groups[name].lr, betas=groups[name].betas
-            )
-            for name in stage.groups
-        ]
+        groups = method.param_groups()
+        rates = {name: lr or stage.rate * groups[name].lr for name in stage.groups}
         for step in range(steps):
             progress = Progress(stage.name, step, steps, step)
             for loss in losses(method(batches[step % len(batches)], progress)):
@@ -147,8 +146,11 @@ def train(
                 loss.total.backward()
                 if after is not None:
                     after(stage)
-                for optimiser in optimisers:
-                    optimiser.step()
+                with torch.no_grad():
+                    for name, rate in rates.items():
+                        for p in groups[name].params:
+                            if p.grad is not None:
+                                p.sub_(p.grad.sign(), alpha=rate)
     method.zero_grad(set_to_none=True)
     method.requires_grad_(True).eval()
 

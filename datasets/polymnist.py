@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets import archive
-from datasets.files import as_tensor, read_idx, read_image
+from datasets.files import as_tensor, read_idx, read_image, sha256_text
 from datasets.prepared import PreparedDataset, open_prepared, prepared_or, write_prepared
 from datasets.recipe import NAMES, composite, exact_pairing
 from datasets.spec import UserError
@@ -231,8 +231,9 @@ class Local:
         return self._photo(modality).exists()
 
     def key(self) -> str:
-        """Names the rebuild that this folder gives: its sources are pinned, so that only m1 varies."""
-        return "original" if self.original(STAND_IN) else f"standin-{STAND_IN}"
+        """Names the rebuild that this folder gives: by the pinned sources, and whether m1 is among them."""
+        pins = sha256_text(repr((COUNTS, VAL, MNIST_MD5, BACKGROUNDS)))[:8]
+        return f"{'original' if self.original(STAND_IN) else 'standin'}-{pins}"
 
     def digits(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """MNIST pictures `[N, 28, 28]` uint8 and labels `[N]` int64 of a split; only the original files."""

@@ -53,6 +53,9 @@ class Cooperative(Method):
         "gen_revised": ("cross",),
     }
     chains: ClassVar[tuple[str, ...]] = ("data", "posterior")
+    excused: ClassVar[dict[str, str]] = {
+        "every_parameter_is_trained[energy.head.bias]": "cancels in U(x) - U(x-); `energy_penalty` trains it"
+    }
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "network": ("cnn", "resnet"),
         "posterior": ("gaussian", "laplace"),

@@ -18,6 +18,7 @@ class OursW(Cooperative):
     """`ours_w`: shared latent z and one private latent w_m per modality, `private` numbers each."""
 
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
+    latents = "shared+private"
 
     def __init__(self, spec: DataSpec, *, latent: int = 32, private: int = 32, **settings: Any) -> None:
         self.__dict__["private"] = private

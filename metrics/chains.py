@@ -43,4 +43,3 @@ def chain_scores(kind: str, quantity: str, values: Tensor) -> list[Score]:
             )
         )
     return scores
-

@@ -84,7 +84,22 @@ class MultimodalVAE(Method):
         """The expert of every modality in `x`, in the order of the spec; each encoder runs once."""
         if not x:
             raise ValueError("no modality is given; a posterior needs at least one")
-        return {name: self.encoders[name](x[name]) for name in self.spec.names if name in x}
+        return {
+            name: self.encoders[name](self._centred(name, x[name])) for name in self.spec.names if name in x
+        }
+
+    def _centred(self, name: str, x: Tensor) -> Tensor:
+        """Images [0, 1] -> [-1, 1] for the encoders; text as it is."""
+        return 2 * x - 1 if self.spec[name].kind == "image" else x
+
+    def output(self, name: str, z: Tensor, w: Mapping[str, Tensor] | None) -> Tensor:
+        """Location of p_m in [0, 1] (linear, unbounded) or logits; decoders work in [-1, 1] as `ours` does.
+
+        An affine map that the last layer could absorb: the same model, but started at mid-grey instead of
+        black, without which the few steps of `quick` go into the mean brightness.
+        """
+        raw = self.decoders[name](self.joined(name, z, w))
+        return (raw + 1) / 2 if self.spec[name].kind == "image" else raw
 
     def log_likelihoods(
         self, x: Batch, z: Tensor, w: Mapping[str, Tensor] | None = None
@@ -93,10 +108,7 @@ class MultimodalVAE(Method):
 
         One decoder call per modality, whatever the leading dimensions.
         """
-        return {
-            m.name: self.likelihood(m, x[m.name], self.decoders[m.name](self.joined(m.name, z, w)))
-            for m in self.spec
-        }
+        return {m.name: self.likelihood(m, x[m.name], self.output(m.name, z, w)) for m in self.spec}
 
     @staticmethod
     def joined(name: str, z: Tensor, w: Mapping[str, Tensor] | None) -> Tensor:
@@ -142,7 +154,7 @@ class MultimodalVAE(Method):
                 own = latent.get(f"w.{name}")
                 # Every modality draws its own: a common w would tie the styles together.
                 w = {name: self.draw_private(len(z)) if own is None else own}
-            output = self.decoders[name](self.joined(name, z, w))
+            output = self.output(name, z, w)
             out[name] = output if self.spec[name].kind == "image" else output.argmax(-1)
         return out
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal
-from vae_support import NOW, SPEC, batch, build, seeded
+from vae_support import NOW, SPEC, batch, build, location, seeded
 
 from methods.mmvae import MMVAE
 
@@ -33,7 +33,7 @@ def test_loss_is_the_papers_bound(samples: int, family: str) -> None:
     for z in draws:
         a = 0.7 * (base(0.0, scale).log_prob(z).sum(-1) - mixture.log_prob(z))
         for m in SPEC:
-            out = method.decoders[m.name](z)
+            out = location(method, m.name, z)
             if m.kind == "text":
                 a = a + 2.0 * Categorical(logits=out).log_prob(x[m.name]).sum(-1)
             else:

@@ -53,3 +53,9 @@ def seeded(method: Method, x: Batch, seed: int = 0, progress: Progress = NOW) ->
     torch.manual_seed(seed)
     loss = method(x, progress)
     return loss.total
+
+
+def location(method: Method, name: str, latent: torch.Tensor) -> torch.Tensor:
+    """What decoder `name` means in the data's own units: its images count in [-1, 1], its logits do not."""
+    raw = method.decoders[name](latent)
+    return raw / 2 + 0.5 if SPEC[name].kind == "image" else raw

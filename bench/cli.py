@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         # click wraps what the training loop raised; its message says where the run stands.
-        reason = str(error) or str(error.__cause__ or "")
+        reason = str(error) or str(error.__cause__ or error.__context__ or "")
         _complain(reason or "interrupted, the same command goes on from here")
         code = 130
     except BrokenPipeError:

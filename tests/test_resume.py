@@ -189,19 +189,17 @@ def test_kill_9_at_a_random_moment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_next_call_goes_on(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, tmp_path / "cache"), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    # So many steps that the signal meets the training loop, however late a busy machine delivers it.
+    endless = [*command(tmp_path, tmp_path / "cache"), "--set", "train.steps=1000000"]
+    process = subprocess.Popen(endless, env=environment(), stderr=subprocess.PIPE, text=True)
     while logged(tmp_path) < 20 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate()
     assert process.returncode == 130
-    # On a busy machine the signal may arrive only after the last step; the promise is the same.
-    assert "Traceback" not in complaint and "the same command goes on from here" in complaint
+    assert "Traceback" not in complaint and "stopped by SIGINT at step" in complaint
     (record,) = find_runs(tmp_path)
-    assert record.record["status"] == "running"
-    assert any((record.folder / name).exists() for name in ("checkpoint.pt", "weights.safetensors"))
+    assert record.record["status"] == "running" and (record.folder / "checkpoint.pt").exists()
 
 
 @pytest.mark.gpu

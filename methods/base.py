@@ -119,6 +119,7 @@ class Method(nn.Module):
     """
 
     citation: ClassVar[str] = ""
+    latents: ClassVar[str] = "shared"
     samplers: ClassVar[Mapping[str, tuple[Task, ...]]] = {"ancestral": ("joint", "cross")}
     chains: ClassVar[tuple[str, ...]] = ()
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

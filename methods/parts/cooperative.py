@@ -62,7 +62,6 @@ class Cooperative(Method):
         "prior": ("gaussian", "laplace"),
         "output": ("tanh", "linear"),
     }
-    latents: ClassVar[str] = "shared"
     private: int = 0
 
     def __init__(

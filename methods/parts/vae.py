@@ -35,8 +35,8 @@ class MultimodalVAE(Method):
 
     A subclass gives `forward` and the priors, `draw_prior(n)` and, with private latents,
     `draw_private(n)`. `encode` and `cross_generate` serve mixtures of experts; a method with another
-    posterior overrides `posterior_mean` and `posterior_sample`. Images stay in [0, 1] with linear decoder
-    outputs.
+    posterior overrides `posterior_mean` and `posterior_sample`. Likelihoods and samples are in
+    [0, 1], the networks work in [-1, 1] with linear outputs (see `output`).
 
     Hyper-parameters, common to all subclasses (METHODS.md 1.3 to 1.5):
         latent, private: sizes of z and of each w_m.        family: of prior and experts, section 1.4.
@@ -45,7 +45,6 @@ class MultimodalVAE(Method):
         clip: largest gradient norm per group, 0 for none.
     """
 
-    latents: ClassVar[str] = "shared"
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "family": ("laplace", "normal", "gaussian"),
         "network": ("cnn", "resnet"),

@@ -63,6 +63,7 @@ def cli() -> None:
 @inception_options
 @click.option("--deterministic/--no-deterministic", default=False, help="Repeatable bits on CUDA too.")
 @click.option("--init-from", metavar="RUN", help="Run whose weights replace the first training stage.")
+@click.option("--rescore/--no-rescore", default=False, help="Score again, without training.")
 @click.option("--force/--no-force", default=False, help="Start over, whatever is there.")
 @debug_option
 def run(methods: list[str], dataset: str, preset: str, seeds: tuple[int, ...], overrides: tuple[str, ...],
@@ -179,6 +180,23 @@ def sample(run_name: str, given: tuple[str, ...], sampler: str | None, steps: in
     from bench.show import sample_run
 
     click.echo(str(sample_run(run_name, given, sampler, steps, count, seed, out, collect(rest))))
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@results_option
+@debug_option
+def publish(runs: tuple[str, ...], results: Path) -> None:
+    """Copy records of finished runs, without weights, to `published/` of the results folder.
+
+    \b
+    Example:
+      bench publish 3fa1c2d4e5f6 5d0c7712ab31
+    """
+    from bench.show import publish_runs
+
+    for folder in publish_runs(runs, results):
+        click.echo(str(folder))
 
 
 @cli.command()

@@ -73,8 +73,8 @@ class Plan:
 
     __pydantic_config__ = _FORBID
 
-    joint: Annotated[int, Gt(0)] = 1000
-    cross: Annotated[int, Gt(0)] = 500
+    joint: Annotated[int, Gt(1)] = 1000
+    cross: Annotated[int, Gt(1)] = 500
     subsets: Literal["singles", "nested", "all"] = "nested"
     nested: Annotated[int, Gt(0)] = 500
     samplers: tuple[str, ...] | None = None

@@ -10,7 +10,7 @@ import torch
 
 from bench.device import autocast
 from bench.generate import Draw, Usage, skipped
-from bench.optimise import only, stage_groups
+from bench.optimise import losses_of, only, stage_groups
 from bench.randomness import derive, forked
 from datasets.spec import Batch, Split, UserError
 from methods.base import Method, Progress, Stage
@@ -39,9 +39,8 @@ class StepCost:
 def _pass(method: Method, batch: Batch, stage: Stage, precision: str) -> None:
     """Forward and backward as in training, for the end of `stage`, where every warm-up is over."""
     method.zero_grad(set_to_none=True)
-    with autocast(next(iter(batch.values())).device, precision):
-        losses = method(batch, Progress(stage.name, 999, 1000, 10))
-    for loss in losses if isinstance(losses, list) else [losses]:
+    device = next(iter(batch.values())).device
+    for loss in losses_of(method, batch, Progress(stage.name, 999, 1000, 10), device, precision):
         loss.total.backward()
 
 
@@ -77,6 +76,18 @@ def step_cost(
         method.zero_grad(set_to_none=True)
         method.load_state_dict(state)
         method.train(was_training)
+
+
+def stage_seconds(method: Method, batch: Batch, stage: Stage, precision: str) -> float:
+    """Seconds of one forward and backward pass in `stage`; leaves everything as `step_cost` does."""
+    device = next(iter(batch.values())).device
+    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    try:
+        with forked(derive(0, "stage seconds")), only(method, stage_groups(method, stage).values()):
+            return seconds_per_call(lambda: _pass(method, batch, stage, precision), device, 1, 1)
+    finally:
+        method.zero_grad(set_to_none=True)
+        method.load_state_dict(state)
 
 
 def sampling_time(

@@ -66,7 +66,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """What a record says about the machine: no host name, no paths."""
     if device.type == "cuda":
         return {"device": "cuda", "name": torch.cuda.get_device_name(device), "cores": os.cpu_count()}
-    return {"device": "cpu", "name": _processor(), "cores": len(_affinity())}
+    threads = torch.get_num_threads()
+    return {"device": "cpu", "name": _processor(), "cores": len(_affinity()), "threads": threads}
 
 
 def _affinity() -> set[int]:

@@ -224,14 +224,22 @@ def _event_metrics(
                 if not data.spec.images:
                     raise Unavailable("the data set has no image modality")
                 found.append(
-                    fid(test, train, limit=plan.fid_n, weights=inception, download=download, **common)
+                    fid(
+                        test,
+                        train,
+                        limit=plan.fid_n,
+                        drawn=plan.joint,
+                        weights=inception,
+                        download=download,
+                        **common,
+                    )
                 )
             elif judges is None:
                 _unavailable(result, name, reason)
             elif name == "coherence":
                 found.append(CoherenceMetric(judges, test, device, LABEL, seed=derive(seed, "intervals")))
             else:
-                found.append(fd_clf(judges, test, train, **common))
+                found.append(fd_clf(judges, test, train, drawn=plan.joint, **common))
         except (Unavailable, ValueError) as error:
             _unavailable(result, name, str(error))
     return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.cells import Table
+from bench.store import trained_code
 from bench.summary import Group, Result, Run
 
 
@@ -68,7 +69,8 @@ def ceiling_notes(runs: list[Run]) -> list[str]:
         for score in run.scores:
             bound = next((b for b in ("ceiling", "floor") if score.metric.endswith(f"_{b}")), "")
             if bound and score.value is not None and not score.given and not score.target:
-                what = " ".join(part for part in (score.task, score.attribute) if part)
+                count = f"n={score.n:,}" if bound == "floor" else ""
+                what = " ".join(part for part in (score.task, score.attribute, count) if part)
                 name = score.metric.removesuffix(f"_{bound}").replace("_", " ")
                 text = f"{score.value:.3f}" if bound == "ceiling" else f"{score.value:.2f}"
                 shown.setdefault(f"{name} {bound}{f' ({what})' if what else ''}", text)
@@ -86,6 +88,9 @@ def result_notes(group: Group, table: Table) -> list[str]:
         notes.append(f"± is half of the 95 % interval over examples where a row has one seed{more}.")
     elif seeds:
         notes.append("± is half of the 95 % interval over seeds (Student's t).")
+    for result in group.results:
+        if len({trained_code(run.record) for run in result.runs}) > 1:
+            notes.append(f"The seeds of {result.label} were trained with different versions of its code.")
     states = {cell.state for row in table.rows for cell in row.cells.values()}
     if any(cell.best for row in table.rows for cell in row.cells.values()):
         notes.append("Best mean of a column is marked; intervals may overlap.")
@@ -139,4 +144,8 @@ def machine_text(run: Run) -> str:
     """The machine a run was timed on."""
     found = run.record.get("hardware") or {}
     name = str(found.get("name") or found.get("device") or "an unnamed machine")
-    return f"{name}, {found['cores']} cores" if found.get("cores") else name
+    if not found.get("cores"):
+        return name
+    threads = found.get("threads", found["cores"])
+    used = f", {threads} thread{'s' * (threads != 1)}" if threads != found["cores"] else ""
+    return f"{name}, {found['cores']} cores{used}"

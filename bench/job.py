@@ -16,6 +16,7 @@ import torch
 from bench.build import Initial, build_method, load_weights, parameter_counts, steps_for_flops
 from bench.config import RunConfig
 from bench.device import hardware
+from bench.errors import UsageError
 from bench.evaluate import HEADLINES
 from bench.progress import Reporter
 from bench.provenance import code_hash, git_revision, now, versions
@@ -33,6 +34,7 @@ from bench.store import (
     open_run,
     run_id,
     train_fingerprint,
+    trained_code,
 )
 from bench.train import train
 from datasets.spec import Dataset, UserError
@@ -54,6 +56,7 @@ class Options:
     deterministic: bool = False
     init_from: str | None = None
     force: bool = False
+    rescore: bool = False
     inception: Path | None = None
     download: bool = True
     debug: bool = False
@@ -78,6 +81,14 @@ class Outcome:
         return self.status not in ("done", "skipped")
 
 
+def check_samplers(config: RunConfig, kind: type[Method]) -> None:
+    """Raises UsageError for a sampler in the plan that the method does not have, before it is trained."""
+    for name in config.plan.samplers or ():
+        if name not in kind.samplers:
+            known = ", ".join(kind.samplers)
+            raise UsageError(f"{config.method} has no sampler '{name}'; plan.samplers may name: {known}")
+
+
 class Job:
     """One run: a configuration on a data set."""
 
@@ -95,6 +106,7 @@ class Job:
         self.folder = open_run(options.results, config, data.fingerprint)
         self.trained = train_fingerprint(config, data.fingerprint)
         self.title = f"{config.method} on {config.dataset} ({config.preset}, seed {config.seed})"
+        self.code = ""
         self.began, self.last = time.monotonic(), True
 
     def guarded(self, last: bool = True) -> Outcome:
@@ -133,19 +145,21 @@ class Job:
             self.folder.clear()
         known = dict(self.folder.read_record())
         kind = load_method_class(self.config.method)
-        if known.get("trained") and known.get("code") not in ("", None, code_hash(kind)):
+        self.code = code_hash(kind)
+        if known.get("trained") and trained_code(known) not in ("", self.code):
             self.reporter.say(
                 f"note: the code of {self.config.method} changed since; --force trains it again"
             )
-        missing = self._missing_metrics()
+        missing = self.config.plan.metrics if self.options.rescore else self._missing_metrics()
         if known.get("status") == "done" and not missing:
             self.reporter.say(f"{self.title}: done before, reused")
             return self._outcome("done", reused=True)
         reasons = [kind.unsupported(self.data.spec, task) for task in ("joint", "cross", "encode")]
-        self._start(known, code_hash(kind))
+        self._start(known)
         if all(reasons):
             return self._ended("skipped", str(reasons[0]))
         self.reporter.say(f"{self.title}: {self.folder.path}")
+        check_samplers(self.config, kind)
         method = build_method(self.config, self.data.spec, self.device)
         self.folder.write_record({"parameters": parameter_counts(method)})
         if known.get("status") == "diverged":
@@ -165,9 +179,17 @@ class Job:
         self.folder.drop(ERROR)
         return self._outcome("done")
 
-    def _start(self, known: dict[str, Any], code: str) -> None:
-        """The record of a run under way. What earlier attempts found out stays in."""
+    def _start(self, known: dict[str, Any]) -> None:
+        """The record of a run under way. What earlier attempts found out stays in.
+
+        `code`, `git`, `versions` and `hardware` are those of this call, which scores; those of the call
+        that trained stay under `training`.
+        """
         config, data = self.config, self.data
+        training = known.get("training")
+        if training and "code" not in training:
+            # Written before the two were kept apart, when they were one.
+            training = {**training, **{key: known.get(key) for key in ("code", "git", "versions")}}
         self.folder.write_record(
             {
                 "schema": SCHEMA,
@@ -186,7 +208,8 @@ class Job:
                 "hardware": hardware(self.device),
                 "versions": versions(),
                 "git": git_revision(),
-                "code": code,
+                "code": self.code,
+                "training": training,
                 "init_from": self.initial.to_json() if self.initial else None,
                 "fingerprints": {
                     "train": self.trained,
@@ -200,7 +223,7 @@ class Job:
 
     def _obtain_weights(self, method: Method) -> Outcome | None:
         """Take the weights of a run with the same training, or train. An outcome means it ended there."""
-        twin = find_trained(self.folder, self.trained)
+        twin = find_trained(self.folder, self.trained, self.code)
         if twin is not None:
             self.reporter.say(f"weights taken from run {twin.path.name}, trained the same way")
             for name in (LOG, WEIGHTS):
@@ -237,6 +260,9 @@ class Job:
             "validation": result.validation,
             "stages": result.stages,
             "resumed_at": result.resumed_at,
+            "code": self.code,
+            "git": git_revision(),
+            "versions": versions(),
             "hardware": hardware(self.device),
         }
         timing = {k: round(v, 3) for k, v in result.timing.items()}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.config import TrainConfig, closest
-from datasets.spec import UserError
-from methods.base import Method, ParamGroup, Stage
+from bench.device import autocast
+from datasets.spec import Batch, UserError
+from methods.base import Loss, Method, ParamGroup, Progress, Stage
 
 
 def stage_steps(stages: tuple[Stage, ...], steps: int) -> list[int]:
@@ -47,16 +48,31 @@ def stage_groups(method: Method, stage: Stage) -> dict[str, ParamGroup]:
 
 @contextmanager
 def only(method: Method, groups: Iterable[ParamGroup]) -> Iterator[None]:
-    """Parameters outside `groups` ask for no gradient inside; restored after."""
+    """Parameters of `groups` and no others ask for gradients inside; restored after."""
     chosen = {id(p) for group in groups for p in group.params}
-    frozen = [p for p in method.parameters() if p.requires_grad and id(p) not in chosen]
-    for p in frozen:
-        p.requires_grad_(False)
+    flags = [(p, p.requires_grad) for p in method.parameters()]
+    for p, _ in flags:
+        p.requires_grad_(id(p) in chosen)
     try:
         yield
     finally:
-        for p in frozen:
-            p.requires_grad_(True)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def losses_of(
+    method: Method, batch: Batch, progress: Progress, device: torch.device, precision: str
+) -> Iterator[Loss]:
+    """The losses of one batch, one at a time: a method may compute the next after a step on the last."""
+    with autocast(device, precision):
+        outcome = method(batch, progress)
+    remaining = iter([outcome] if isinstance(outcome, Loss) else outcome)
+    while True:
+        with autocast(device, precision):
+            loss = next(remaining, None)
+        if loss is None:
+            return
+        yield loss
 
 
 class StageOptimiser:
@@ -111,7 +127,9 @@ class StageOptimiser:
 
 
 class Average:
-    """Exponential moving average of the floating-point state; the rest is taken as it is.
+    """Exponential moving average of the parameters; buffers are taken as they are.
+
+    An average of the unit vectors of spectral normalisation, say, would not be a unit vector.
 
     decay_t = min(decay, (1 + t) / (10 + t)), so that the first steps do not hold it back.
     """
@@ -125,8 +143,9 @@ class Average:
         """Move towards the present weights."""
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        parameters = {name for name, _ in method.named_parameters(remove_duplicate=False)}
         for name, tensor in method.state_dict().items():
-            if tensor.is_floating_point():
+            if name in parameters:
                 self.values[name].lerp_(tensor, weight)
             else:
                 self.values[name].copy_(tensor)

@@ -28,28 +28,34 @@ class Task:
     def __init__(self, reporter: Reporter, name: str, total: int, done: int, bar: Any = None) -> None:
         self.reporter, self.name, self.total = reporter, name, total
         self.done = self.first = done
-        self.detail = ""
+        self.detail, self.left = "", ""
         self.began = self.printed = time.monotonic()
         self.bar, self.bar_id = bar, None
         if bar is not None:
-            self.bar_id = bar.add_task(name, total=total, completed=done, detail="", rate="")
+            self.bar_id = bar.add_task(name, total=total, completed=done, detail="", rate="", left="")
 
     @property
     def rate(self) -> float:
         """Units a second since this task began."""
         return (self.done - self.first) / max(1e-9, time.monotonic() - self.began)
 
-    def advance(self, n: int = 1, detail: str | None = None) -> None:
-        """`n` more units are done; `detail` (losses, say) is shown beside them."""
+    def advance(self, n: int = 1, detail: str | None = None, left: float | None = None) -> None:
+        """`n` more units are done; `detail` (losses, say) is shown beside them.
+
+        left: seconds that the rest takes, where units ahead cost more or less than those behind.
+        """
         self.done += n
         self.detail = self.detail if detail is None else detail
+        if n:
+            seconds = (self.total - self.done) / self.rate if left is None and self.rate else left
+            self.left = "" if seconds is None else f"{duration(seconds)} left"
+        rate = f"{self.rate:.1f}/s"
         if self.bar is not None:
-            self.bar.update(self.bar_id, completed=self.done, detail=self.detail, rate=f"{self.rate:.1f}/s")
+            self.bar.update(self.bar_id, completed=self.done, detail=self.detail, rate=rate, left=self.left)
         elif self.reporter.plain and time.monotonic() - self.printed >= PLAIN_EVERY:
             self.printed = time.monotonic()
-            left = duration((self.total - self.done) / self.rate) if self.rate else "?"
-            line = f"{self.name}: {self.done}/{self.total}, {self.rate:.1f}/s, {left} left"
-            self.reporter.say(f"{line}, {self.detail}" if self.detail else line)
+            parts = [f"{self.name}: {self.done}/{self.total}", rate, self.left, self.detail]
+            self.reporter.say(", ".join(part for part in parts if part))
 
 
 class Reporter:
@@ -74,14 +80,14 @@ class Reporter:
             yield Task(self, name, total, done, self._bar)
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[detail]}"),
             console=Console(stderr=True),
             transient=True,

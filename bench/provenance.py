@@ -50,15 +50,42 @@ def git_revision(root: Path = ROOT) -> dict[str, Any] | None:
 
 
 def code_hash(kind: type) -> str:
-    """Hash of the file that defines a class, without comments, docstrings and layout."""
+    """Hash of the file that defines a class and of every file under `methods/` that it is built from.
+
+    Comments, docstrings and layout do not count. Empty where the source cannot be read.
+    """
     try:
-        tree = ast.parse(Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
+        files = [Path(inspect.getfile(kind))]
+        trees: dict[Path, ast.Module] = {}
+        while files:
+            path = files.pop().resolve()
+            if path not in trees:
+                trees[path] = ast.parse(path.read_text(encoding="utf-8"))
+                files += _imported_parts(trees[path])
     except (OSError, TypeError, SyntaxError):
         return ""
+    return digest(sorted(_bare(tree) for tree in trees.values()))
+
+
+def _imported_parts(tree: ast.Module) -> list[Path]:
+    """The files of the modules under `methods` that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    paths = [ROOT / (name.replace(".", "/") + ".py") for name in names if name.split(".")[0] == "methods"]
+    return [path for path in paths if path.is_file()]
+
+
+def _bare(tree: ast.Module) -> str:
+    """The syntax tree as text, without docstrings."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             value = body[0].value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 del body[0]
-    return digest(ast.dump(tree))
+    return ast.dump(tree)

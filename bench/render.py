@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.cells import Cell, Column, Row, Table
 from bench.errors import UsageError
@@ -276,12 +276,6 @@ def read_csv(text: str) -> pd.DataFrame:
     blank = {name: [""] for name in NUMBERS}
     types = dict.fromkeys(words, str)
     return pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values=blank)
-
-
-_CSS: Any = [
-    {"selector": "td", "props": "text-align: right; padding: 0 .6em; white-space: nowrap"},
-    {"selector": "th.row_heading", "props": "text-align: left"},
-]
 
 
 def html_table(table: Table) -> str:

@@ -111,7 +111,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except FileNotFoundError as error:
-        raise user_error(f"the weights '{path}' are missing; train this run again with --force") from error
+        raise user_error(
+            f"the weights '{path}' are missing; `bench run` with its settings makes them"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise user_error(f"the weights '{path}' are damaged ({reason}); train again with --force") from error

@@ -22,7 +22,7 @@ from bench.randomness import derive, forked
 from bench.registry import dataset_names, expand_methods, load_dataset, load_method_class, method_names
 from bench.run import load_run, prepare
 from bench.scoring import save_grid, score
-from bench.store import GRID, RECORD, find_runs
+from bench.store import GRID, RECORD, find_runs, publish
 from datasets.spec import UserError
 from metrics.protocol import Score
 
@@ -82,6 +82,12 @@ def probe_text(run_name: str, full: bool, options: Options) -> str:
     plan = replace(config.plan, metrics=("latent",), probe_full=full or config.plan.probe_full)
     found = score(method, data, plan, config, method.device, options, Reporter())
     return f"probes on {folder}\n{score_rows(found.scores)}"
+
+
+def publish_runs(names: Sequence[str], results: Path) -> list[Path]:
+    """Publish several runs; none is copied unless all are there."""
+    folders = [find_run(results, name) for name in names]
+    return [publish(folder, results) for folder in folders]
 
 
 def sample_run(

@@ -239,14 +239,20 @@ def open_run(root: Path, config: RunConfig, data_fingerprint: str) -> RunFolder:
     return RunFolder(Path(root) / "runs" / folder_name(config.dataset) / folder_name(config.method) / name)
 
 
-def find_trained(folder: RunFolder, fingerprint: str) -> RunFolder | None:
-    """A sibling that trained the very same weights for another plan or preset."""
+def trained_code(record: Mapping[str, Any]) -> str:
+    """Hash of the code that trained a run; empty where the record does not say."""
+    return str((record.get("training") or {}).get("code") or record.get("code") or "")
+
+
+def find_trained(folder: RunFolder, fingerprint: str, code: str) -> RunFolder | None:
+    """A sibling that trained the very same weights with the same code for another plan or preset."""
     for path in sorted(folder.path.parent.glob(f"*/{RECORD}")):
         if path.parent == folder.path or not (path.parent / WEIGHTS).exists():
             continue
         with contextlib.suppress(Exception):
             other = RunFolder(path.parent)
-            if other.read_record().get("trained") == fingerprint:
+            record = other.read_record()
+            if record.get("trained") == fingerprint and trained_code(record) == code:
                 return other
     return None
 
@@ -270,6 +276,10 @@ class RunRecord:
         return RunFolder(self.folder).read_outcomes()
 
 
+def _preference(run: RunRecord) -> tuple[bool, bool]:
+    return run.record.get("status") == "done", not run.published
+
+
 def _record_paths(root: Path) -> list[Path]:
     found: set[Path] = set()
     for pattern in ("runs/*/*/*", "published/*/*/*", "*/*/*", "*/*", "*", "."):
@@ -280,8 +290,8 @@ def _record_paths(root: Path) -> list[Path]:
 def find_runs(root: Path) -> list[RunRecord]:
     """Every record under a results folder (or one of its subfolders), sorted by path.
 
-    A run that is both published and still here counts once, the working copy. Unreadable records are
-    left out with a warning.
+    A run that is both published and still here counts once, the working copy unless only the published one
+    is finished. Unreadable records are left out with a warning.
     """
     found: dict[str, RunRecord] = {}
     for path in _record_paths(Path(root)):
@@ -293,8 +303,9 @@ def find_runs(root: Path) -> list[RunRecord]:
             warnings.warn(f"left out: {error}", stacklevel=2)
             continue
         known = found.get(path.parent.name)
-        if known is None or known.published:
-            found[path.parent.name] = RunRecord(path.parent, record, scores)
+        present = RunRecord(path.parent, record, scores)
+        if known is None or _preference(present) > _preference(known):
+            found[path.parent.name] = present
     return sorted(found.values(), key=lambda r: r.folder)
 
 
@@ -309,7 +320,14 @@ def publish(folder: Path, root: Path) -> Path:
     name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
     target = Path(root) / "published" / name
     target.mkdir(parents=True, exist_ok=True)
-    for item in (RECORD, SCORES, OUTCOMES, LOG, GRID):
+    for item in (RECORD, SCORES, OUTCOMES, LOG):
         if (run.path / item).exists():
             shutil.copyfile(run.path / item, target / item)
+    if (run.path / GRID).exists():
+        from PIL import Image
+
+        # 256 colours look the same and need a third of the room; a repository keeps every version.
+        with Image.open(run.path / GRID) as picture:
+            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(target / GRID, optimize=True)
     return target

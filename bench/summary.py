@@ -1,7 +1,8 @@
 """From run records to comparable groups, rows and estimates: what may stand in one table, and what may not.
 
-A group holds runs of one data set with one data fingerprint, preset, metric version, evaluation plan and
-judge. Within a group a row is one method with one set of overrides; its runs differ in the seed alone.
+A group holds runs of one data set with one data fingerprint, preset, training budget (where the preset
+gives all methods the same), metric version, evaluation plan and judge. Within a group a row is one method
+with one set of overrides; its runs differ in the seed alone.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from metrics.protocol import Score
+from metrics.protocol import COLLAPSED, Score
 
-COLLAPSED = 0.3
-"""Above this share of one class among joint samples a sampler counts as collapsed (METHODS 3, trap 30)."""
+COMMON_BUDGET = ("quick", "fair", "fair-compute")
+"""Presets that give every method the same budget; in others each method has its own."""
 
 NEUTRAL = ("validate_every", "checkpoint_every", "deterministic")
 """Keys of the training budget that change no number: they neither split rows nor averages."""
@@ -44,17 +45,18 @@ class Key:
     metric_version: str
     plan: str
     judge: str
+    budget: str = ""
 
     def admits(self, other: Key) -> bool:
         """Whether a run with key `other`, some of it unknown, may be listed in this group."""
         if (self.dataset, self.preset) != (other.dataset, other.preset):
             return False
-        names = ("fingerprint", "metric_version", "plan", "judge")
+        names = ("fingerprint", "metric_version", "plan", "judge", "budget")
         return all(getattr(other, name) in ("", getattr(self, name)) for name in names)
 
     def differences(self, other: Key) -> list[str]:
         """Names of the fields in which two keys differ, blanks left out."""
-        names = ("fingerprint", "preset", "metric_version", "plan", "judge")
+        names = ("fingerprint", "preset", "metric_version", "plan", "judge", "budget")
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [name for name, mine, theirs in pairs if mine != theirs and theirs]
 
@@ -157,7 +159,25 @@ def key_of(run: Run) -> Key:
         metric_version=str(meta.get("metric_version", "")),
         plan=canonical(plan) if plan else "",
         judge=judge_hash(run),
+        budget=budget_text(run),
     )
+
+
+def budget_text(run: Run) -> str:
+    """What a preset lets every method spend: FLOPs, or batch size times steps.
+
+    Blank where a preset sets it method by method, and where the user changed it: such a run has a row of
+    its own beside the others.
+    """
+    record = run.record
+    train = (record.get("config") or {}).get("train") or {}
+    names = ("batch_size", "steps", "flops")
+    changed = any(f"train.{name}" in (record.get("overrides") or {}) for name in names)
+    if record.get("preset") not in COMMON_BUDGET or changed or not train:
+        return ""
+    if train.get("flops"):
+        return f"{train['flops']:g} FLOPs"
+    return f"{train.get('batch_size')} x {train.get('steps')} examples"
 
 
 def overrides_text(run: Run) -> str:
@@ -187,8 +207,10 @@ def groups(records: Iterable[Run]) -> list[Group]:
     keyed: dict[Key, list[Run]] = {}
     waiting: list[Run] = []
     for run in unique.values():
-        if run.record.get("status") == "done" and run.scores:
-            keyed.setdefault(key_of(run), []).append(run)
+        key = key_of(run)
+        known = key.budget or key.preset not in COMMON_BUDGET
+        if run.record.get("status") == "done" and run.scores and known:
+            keyed.setdefault(key, []).append(run)
         else:
             waiting.append(run)
     for run in waiting:
@@ -227,7 +249,7 @@ def _one_configuration(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, str]
     def settings(run: Run) -> dict[str, Any]:
         config = run.record.get("config") or {}
         train = {k: v for k, v in (config.get("train") or {}).items() if k not in NEUTRAL}
-        return {"hyper": config.get("hyper") or {}, "train": train, "code": run.record.get("code") or ""}
+        return {"hyper": config.get("hyper") or {}, "train": train}
 
     newest_first = sorted(runs, key=lambda r: (r.record.get("status") == "done", finished(r)), reverse=True)
     current = settings(newest_first[0])

@@ -314,6 +314,7 @@ def _why_out(group: Group, run: Run) -> str:
         "metric_version": f"metric version {key.metric_version}",
         "plan": f"another evaluation plan ({plan_text(key.plan, group.key.plan)})",
         "judge": f"other judges ({key.judge[:12]})",
+        "budget": f"another training budget ({key.budget})",
     }
     return ", ".join(said[name] for name in group.key.differences(key)) or "another group"
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,18 @@ import torch
 from torch import Tensor
 
 from bench.config import TrainConfig
-from bench.device import autocast, fetch, on_device, synchronize
+from bench.costing import stage_seconds
+from bench.device import fetch, on_device, synchronize
 from bench.errors import Interrupted
-from bench.optimise import Average, StageOptimiser, only, stage_file, stage_groups, stage_steps
+from bench.optimise import (
+    Average,
+    StageOptimiser,
+    losses_of,
+    only,
+    stage_file,
+    stage_groups,
+    stage_steps,
+)
 from bench.progress import Reporter, Task, duration
 from bench.randomness import Order, derive, forked, random_state, seed_all, set_random_state
 from bench.safefiles import file_hash
@@ -30,7 +39,7 @@ from methods.base import Diverged, Loss, Method, Progress, Stage
 
 VALIDATION_BATCHES = 4
 SLOW = 60.0
-"""A stage that takes longer than this many seconds is announced."""
+"""Training that takes longer than this many seconds is announced."""
 FORECAST_AFTER = 2.0
 """Seconds of training, after the first steps, before that is known well enough."""
 
@@ -110,6 +119,8 @@ class Loop:
         self.clocks = {"train_s": 0.0, "validate_s": 0.0, "save_s": 0.0}
         self.validation: dict[str, float] = {}
         self.stopped_by = 0
+        # Seconds a step of each stage takes, as far as known.
+        self.pace: dict[int, float] = {}
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -177,16 +188,17 @@ class Loop:
             first, began, announced = self.step, time.monotonic(), False
             while self.step < steps:
                 self._timed("train_s", self._one_step, stage, steps)
-                task.advance()
                 if self.step - first == 3:
                     # The first steps pay for warming up; the forecast starts here.
                     synchronize(self.device)
                     began = time.monotonic()
-                elif not announced and self.step - first > 3:
+                elif self.step - first > 3:
                     counted, elapsed = self.step - first - 3, time.monotonic() - began
-                    announced = elapsed > FORECAST_AFTER and (counted >= 5 or elapsed > 15)
-                    if announced:
-                        self._announce(stage, elapsed / counted, steps)
+                    self.pace[self.stage] = elapsed / counted
+                    if not announced and elapsed > FORECAST_AFTER and (counted >= 5 or elapsed > 15):
+                        announced = True
+                        self._announce()
+                task.advance(left=self._seconds_left())
                 self._between_steps(task, stage, steps)
         if self.stage < len(self.stages) - 1:
             self._timed("save_s", self.folder.save_weights, self.method.state_dict(), stage_file(stage.name))
@@ -214,17 +226,9 @@ class Loop:
         self.done += 1
 
     def _losses(self, batch: Batch, stage: Stage, steps: int) -> Iterator[Loss]:
-        """The losses of one batch, one at a time: a method may compute the next after the last step."""
-        epoch = self.step // self.order.per_epoch
-        with autocast(self.device, self.config.precision):
-            outcome = self.method(batch, Progress(stage.name, self.step, steps, epoch))
-        remaining = iter([outcome] if isinstance(outcome, Loss) else outcome)
-        while True:
-            with autocast(self.device, self.config.precision):
-                loss = next(remaining, None)
-            if loss is None:
-                return
-            yield loss
+        """The losses of one batch at the present position."""
+        progress = Progress(stage.name, self.step, steps, self.step // self.order.per_epoch)
+        return losses_of(self.method, batch, progress, self.device, self.config.precision)
 
     def _count(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -302,12 +306,33 @@ class Loop:
             {"kind": "val", "stage": stage.name, "step": self.done, "epoch": epoch, "terms": sums}
         )
 
-    def _announce(self, stage: Stage, seconds: float, steps: int) -> None:
-        if seconds * steps > SLOW:
-            self.reporter.say(
-                f"stage '{stage.name}': {steps} steps take about {duration(seconds * steps)} on "
-                f"{self.device} ({seconds:.2f} s a step); stop any time, the same command goes on"
+    def _announce(self) -> None:
+        """Say how long the rest takes; a stage that is still to come is judged by one step of it."""
+        later = [i for i in range(self.stage + 1, len(self.stages)) if i not in self.pace]
+        if later:
+            batch = fetch(self.train, slice(0, self.config.batch_size), self.device)
+            for i in later:
+                # What a stage cannot do with half-trained weights only costs the forecast.
+                with suppress(ArithmeticError, RuntimeError, ValueError, Diverged):
+                    self.pace[i] = stage_seconds(self.method, batch, self.stages[i], self.config.precision)
+        left = self._seconds_left()
+        if left is not None and left > SLOW:
+            paces = ", ".join(
+                f"{self.pace[i]:.2f} s a step{f' in {self.stages[i].name}' * (len(self.stages) > 1)}"
+                for i in range(self.stage, len(self.stages))
             )
+            self.reporter.say(
+                f"{self.config.steps - self.done} more steps take about {duration(left)} on {self.device} "
+                f"({paces}); stop any time, the same command goes on"
+            )
+
+    def _seconds_left(self) -> float | None:
+        """Seconds until the last step, None as long as the pace of a stage is not known."""
+        ahead = range(self.stage, len(self.stages))
+        if any(i not in self.pace for i in ahead):
+            return None
+        steps = [self.budget[i] - (self.step if i == self.stage else 0) for i in ahead]
+        return sum(n * self.pace[i] for n, i in zip(steps, ahead, strict=True))
 
     def _timed(self, clock: str, call: Any, *args: Any) -> None:
         if clock != "train_s":

@@ -1,6 +1,6 @@
 """Metrics: one file each, over events (draws), over encodings (probes) or over the model itself (cost)."""
 
-METRIC_VERSION = "1"
+METRIC_VERSION = "2"
 """Raised whenever a change in this package changes a number; scores of two versions share no column."""
 
 METRICS = {

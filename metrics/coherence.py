@@ -24,9 +24,6 @@ from datasets.spec import Split, to_float
 from metrics.intervals import interval, wilson
 from metrics.protocol import Event, Score
 
-COLLAPSED = 0.3
-"""A larger share of one digit among the predictions of a modality is a collapse."""
-
 Bools = NDArray[np.bool_]
 Key = tuple[str, int | None]
 """Sampler and number of refinement steps."""
@@ -252,12 +249,3 @@ def _agree(predicted: NDArray[np.int64]) -> Bools:
 
 def _label(sampler: str, steps: int | None) -> str:
     return sampler if steps is None else f"{sampler}@{steps}"
-
-
-def collapsed(scores: Iterable[Score]) -> set[Key]:
-    """Samplers whose joint samples show one digit too often (`COLLAPSED`)."""
-    return {
-        (s.sampler, s.steps)
-        for s in scores
-        if s.metric == "largest_share" and not s.attribute and s.value is not None and s.value > COLLAPSED
-    }

@@ -56,14 +56,17 @@ def real_statistics(
     cache: Path,
     device: torch.device | str,
     limit: int | None = None,
+    drawn: int | None = None,
     batch: int = 256,
-) -> tuple[dict[str, Statistics], dict[str, float]]:
-    """Statistics of the real images of each modality, and the floor: their distance to train images.
+) -> tuple[dict[str, Statistics], dict[str, float], int]:
+    """Statistics of the real images of each modality, and the floor: the distance of train images to them.
 
-    Both sides hold `min(limit, len(test), len(train))` images where there is a floor to measure
-    (`train` given). Computed once, then read from the cache.
+    limit: at most so many images of `test`; drawn: as many train images as a method draws, since the
+    distance falls with their number. Returns statistics, floors (none without `train`) and the number of
+    train images. Computed once, then read from the cache.
     """
     count = min([len(test)] + ([limit] if limit else []))
+    beside = min([drawn or count, count] + ([len(train)] if train is not None else []))
     real: dict[str, Statistics] = {}
     floor: dict[str, float] = {}
     for name in modalities:
@@ -77,8 +80,8 @@ def real_statistics(
 
         real[name] = statistics(test, split, count)
         if train is not None:
-            floor[name] = frechet_distance(real[name], statistics(train, "train", count))
-    return real, floor
+            floor[name] = frechet_distance(real[name], statistics(train, "train", beside))
+    return real, floor, beside
 
 
 def fd_clf(
@@ -90,14 +93,15 @@ def fd_clf(
     split: str = "test",
     cache: Path,
     device: torch.device | str = "cpu",
+    drawn: int | None = None,
 ) -> FrechetMetric:
-    """The metric `fd_clf` over all image modalities that have a judge.
+    """The metric `fd_clf` over all image modalities that have a judge; `drawn` joint samples set its floor.
 
     All of the scored split against all that was drawn: these features are cheap, and fewer pictures would
     only add bias.
     """
     names = [m.name for m in test.spec.images if m.name in judges.hashes]
-    real, floor = real_statistics(
+    real, floor, beside = real_statistics(
         test,
         train,
         names,
@@ -107,5 +111,6 @@ def fd_clf(
         split=split,
         cache=cache,
         device=device,
+        drawn=drawn,
     )
-    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor)
+    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor, floor_n=beside)

@@ -149,6 +149,7 @@ def fid(
     cache: Path,
     device: torch.device | str = "cpu",
     limit: int | None = None,
+    drawn: int | None = None,
     weights: Path | str | None = None,
     download: bool = True,
     features: Callable[[str, Tensor], Tensor] | None = None,
@@ -162,7 +163,7 @@ def fid(
         features = inception(find_weights(weights, download), device)
     names = [m.name for m in test.spec.images]
     hashes = dict.fromkeys(names, judge)
-    real, floor = real_statistics(
+    real, floor, beside = real_statistics(
         test,
         train,
         names,
@@ -173,6 +174,7 @@ def fid(
         cache=cache,
         device=device,
         limit=limit,
+        drawn=drawn,
         batch=64,
     )
-    return FrechetMetric("fid", features, real, judge, floor, limit)
+    return FrechetMetric("fid", features, real, judge, floor, limit, beside)

@@ -187,7 +187,9 @@ class FrechetMetric:
         judge: str,
         floor: dict[str, float] | None = None,
         limit: int | None = None,
+        floor_n: int = 0,
     ) -> None:
+        self.floor_n = floor_n
         self.name, self.features, self.real, self.judge, self.limit = prefix, features, real, judge, limit
         self.floor = floor or {}
         self._draw: tuple[str, tuple[str, ...], str, int | None] | None = None
@@ -225,9 +227,9 @@ class FrechetMetric:
 
     def compute(self) -> list[Score]:
         self._close()
-        scores = [self._score("floor", v, 0, target=m) for m, v in self.floor.items()]
+        scores = [self._score("floor", v, self.floor_n, target=m) for m, v in self.floor.items()]
         if self.floor:
-            scores.append(self._score("floor", float(np.mean(list(self.floor.values()))), 0))
+            scores.append(self._score("floor", float(np.mean(list(self.floor.values()))), self.floor_n))
         crossed: dict[tuple[str, int | None], list[tuple[str, str, float, int]]] = defaultdict(list)
         for (task, given, sampler, steps), cells in self._cells.items():
             if task == "cross":
@@ -249,8 +251,6 @@ class FrechetMetric:
         return {}
 
     def _score(self, kind: str, value: float, n: int, **key: object) -> Score:
-        if kind == "floor":
-            n = min(s.n for s in self.real.values())
         return Score(f"{self.name}_{kind}", value, n, "lower", judge=self.judge, **key)  # type: ignore[arg-type]
 
     def _mean(self, kind: str, cells: list[tuple[float, int]], **key: object) -> Score:

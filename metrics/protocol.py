@@ -10,6 +10,9 @@ from torch import Tensor
 
 from datasets.spec import Batch
 
+COLLAPSED = 0.3
+"""A larger share of one class among the predictions for joint samples is a collapse (METHODS trap 30)."""
+
 
 @dataclass
 class Event:

@@ -139,7 +139,8 @@ def pixels(_, images):
 def test_metric_averages_pairs_with_and_without_reconstructions():
     real = torch.rand(50, 1, 2, 2)
     stats = statistics((real * 255).round().flatten(1).numpy().astype(float))
-    metric = FrechetMetric("fd", pixels, {"a": stats, "b": stats}, "j", floor={"a": 0.5, "b": 1.5})
+    floor = {"a": 0.5, "b": 1.5}
+    metric = FrechetMetric("fd", pixels, {"a": stats, "b": stats}, "j", floor, floor_n=50)
     metric.update(cross_event(real))
     metric.update(cross_event(real / 2, given=("b",)))
     metric.update(cross_event(real, given=("a", "b")))  # not a pair: no part of any average

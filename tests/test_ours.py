@@ -313,6 +313,14 @@ def test_energy_network_pads_28_to_32_and_sees_every_modality():
     assert 1.10e6 < sum(p.numel() for p in plain.parameters()) < 1.20e6
 
 
+def test_the_cost_of_a_step_is_measured_where_the_energy_learns_after_the_others():
+    from bench.costing import step_cost
+
+    x = batch()
+    plain, again = (step_cost(make(resample_negatives=flag), x).flops for flag in (False, True))
+    assert again > plain > 0
+
+
 def test_text_is_refused_with_a_reason():
     spec = DataSpec((Modality("image", "image", (3, 12, 12)), Modality("text", "text", (5,), vocabulary=9)))
     assert "text" in Ours.unsupported(spec, "joint")

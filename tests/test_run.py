@@ -261,3 +261,47 @@ def test_nothing_is_trained_before_everything_resolves(options: Options, trainin
     with pytest.raises(UsageError, match="mopoe has no hyper-parameter 'crash'"):
         go(options, "crash=-1", methods=(METHOD, "mopoe"))
     assert trainings == []
+
+
+def test_a_record_keeps_apart_who_trained_and_who_scored(options: Options) -> None:
+    (outcome,) = go(options)
+    first = record(outcome)
+    assert first["training"]["code"] == first["code"]
+    for part in ("code", "git", "versions", "hardware"):
+        first["training"][part] = "of another day"
+    (outcome.folder / "run.json").write_text(json.dumps(first))
+    (again,) = go(dataclasses.replace(options, rescore=True))
+    assert again.status == "done" and not again.reused
+    after = record(again)
+    assert after["training"]["code"] == "of another day" and after["code"] != "of another day"
+    assert after["training"]["hardware"] == "of another day"
+
+
+def test_rescoring_does_not_train(options: Options, trainings: list[int]) -> None:
+    (first,) = go(options)
+    before = (first.folder / "scores.json").read_text()
+    (first.folder / "scores.json").write_text(before.replace('"value": 0', '"value": 1'))
+    (again,) = go(dataclasses.replace(options, rescore=True))
+    assert trainings == [0] and not again.reused
+    assert json.loads((again.folder / "scores.json").read_text()) == json.loads(before)
+
+
+def test_weights_of_other_code_are_not_taken_over(options: Options, trainings: list[int]) -> None:
+    (first,) = go(options)
+    go(options, "plan.probe_train=50")
+    assert trainings == [0]
+    changed = record(first)
+    changed["training"]["code"] = "older"
+    for folder in first.folder.parent.iterdir():
+        path = folder / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"training": changed["training"]}))
+    go(options, "plan.probe_train=40")
+    assert trainings == [0, 0]
+
+
+def test_a_sampler_that_does_not_exist_is_said_before_training(
+    options: Options, trainings: list[int]
+) -> None:
+    (outcome,) = go(options, "plan.samplers=nonsense")
+    assert outcome.status == "failed" and "no sampler 'nonsense'" in outcome.reason
+    assert trainings == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.config import RunConfig, resolve
 from bench.safefiles import atomic, digest, write_json
@@ -222,7 +223,7 @@ def test_an_unreadable_record_is_left_out_with_a_warning(tmp_path: Path) -> None
 def test_published_records_have_no_weights_and_count_once(tmp_path: Path) -> None:
     folder = written(tmp_path, config())
     folder.save_weights({"a": torch.ones(2)})
-    (folder.path / "grid.png").write_bytes(b"x")
+    Image.new("RGB", (3, 2)).save(folder.path / "grid.png")
     target = publish(folder.path, tmp_path)
     assert sorted(p.name for p in target.iterdir()) == ["grid.png", "run.json", "scores.json"]
     (only,) = find_runs(tmp_path)
@@ -236,3 +237,24 @@ def test_published_records_have_no_weights_and_count_once(tmp_path: Path) -> Non
 def test_names_with_colons_make_plain_folders(tmp_path: Path) -> None:
     folder = open_run(tmp_path, dataclasses.replace(config(), method="a.b:C", dataset="x.y:Z"), "data")
     assert folder.path.parent == tmp_path / "runs" / "x.y-Z" / "a.b-C"
+
+
+def test_a_published_grid_is_small_and_looks_the_same(tmp_path: Path) -> None:
+    folder = written(tmp_path, config())
+    ramp = np.linspace(0, 255, 300)[None, :, None] * np.ones((200, 1, 3))
+    noise = np.random.default_rng(0).normal(0, 6, ramp.shape)
+    Image.fromarray((ramp + noise).clip(0, 255).astype(np.uint8)).save(folder.path / "grid.png")
+    target = publish(folder.path, tmp_path) / "grid.png"
+    assert target.stat().st_size < 0.6 * (folder.path / "grid.png").stat().st_size
+    before, after = (
+        np.asarray(Image.open(p).convert("RGB"), dtype=float) for p in (folder.path / "grid.png", target)
+    )
+    assert np.abs(before - after).mean() < 6
+
+
+def test_an_unfinished_working_copy_does_not_hide_a_published_record(tmp_path: Path) -> None:
+    folder = written(tmp_path, config())
+    publish(folder.path, tmp_path)
+    folder.write_record({"status": "running"})
+    (only,) = find_runs(tmp_path)
+    assert only.published and only.record["status"] == "done"

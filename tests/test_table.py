@@ -338,3 +338,13 @@ def test_every_run_is_in_the_table_or_listed_below(tmp_path):
         write_run(tmp_path, method, preset=preset, seed=seed)
     table = only(tmp_path)
     assert sum(len(row.seeds) for row in table.rows) == 4 and len(table.excluded) == 4
+
+
+def test_runs_of_another_budget_are_listed_below_and_never_compared(tmp_path):
+    for name, steps in (("mmvae", 100), ("mopoe", 100), ("ours", 150)):
+        write_run(tmp_path, name, train={"steps": steps, "batch_size": 64})
+    write_run(tmp_path, "mmvaeplus", train={"steps": 10, "batch_size": 64}, overrides={"train.steps": 10})
+    (table,) = comparison_tables(find_runs(tmp_path), methods=[])
+    assert {row.method for row in table.rows} == {"mmvae", "mopoe", "mmvaeplus"}
+    (line,) = [line for line in table.excluded if line.startswith("ours")]
+    assert "another training budget (64 x 150 examples)" in line

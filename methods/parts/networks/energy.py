@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,24 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from datasets.spec import DataSpec
+
+
+def pooled_kernel(kernel: Tensor) -> Tensor:
+    """The 4x4 kernel `[O, I, 4, 4]` whose stride-2 convolution is a 3x3 convolution followed by 2x2 pooling.
+
+    Averaging four neighbouring outputs is averaging the kernel over four shifts: 4/9 of the products.
+    """
+    return F.avg_pool2d(F.pad(kernel, (1, 1, 1, 1)), 2, stride=1)
+
+
+def stacked_kernels(convolutions: Iterable[nn.Module]) -> Tensor:
+    """Kernels of convolutions over separate channels as the one kernel `[sum O, sum I, k, k]`, zero between.
+
+    One convolution of all modalities together is faster than one per modality, although it multiplies zeros.
+    """
+    kernels = [convolution.weight for convolution in convolutions]
+    blocks = torch.block_diag(*[kernel.flatten(1) for kernel in kernels])
+    return blocks.unflatten(1, (-1, *kernels[0].shape[2:]))
 
 
 class EnergyBlock(nn.Module):
@@ -27,8 +45,11 @@ class EnergyBlock(nn.Module):
         self.down, self.head = down, head
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.conv2(F.relu(self.conv1(x if self.head else F.relu(x))))
-        main = F.avg_pool2d(main, 2) if self.down else main
+        hidden = F.relu(self.conv1(x if self.head else F.relu(x)))
+        if self.down:
+            main = F.conv2d(hidden, pooled_kernel(self.conv2.weight), stride=2, padding=1)
+        else:
+            main = self.conv2(hidden)
         if self.skip is None:
             return main + x
         # Pooling and a 1x1 convolution commute; pooling first is four times cheaper.
@@ -46,9 +67,11 @@ class ImageEnergyFeatures(nn.Module):
         self, names: list[str], channels: list[int], size: tuple[int, int], width: int, stem: int, stride: int
     ) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.stride = names, stride
         (top, bottom), (left, right) = ((-s % 8 // 2, -s % 8 - -s % 8 // 2) for s in size)
-        self.pad = (left, right, top, bottom)
+        # Padding that is the same on both sides is free: the convolution does it.
+        self.padding = (1 + min(top, bottom), 1 + min(left, right))
+        self.pad = (0, max(right - left, 0), 0, max(bottom - top, 0))
         self.stems = nn.ModuleList(nn.Conv2d(c, stem, 3, stride, padding=1, bias=False) for c in channels)
         self.blocks = nn.Sequential(
             EnergyBlock(stem * len(names), width, down=True, head=True),
@@ -59,8 +82,10 @@ class ImageEnergyFeatures(nn.Module):
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         """Images `[B, C, H, W]` in [-1, 1] -> features `[B, width]`."""
-        features = [stem(F.pad(x[name], self.pad)) for name, stem in zip(self.names, self.stems, strict=True)]
-        return F.relu(self.blocks(torch.cat(features, 1))).mean((2, 3))
+        joined = torch.cat([x[name] for name in self.names], 1)
+        joined = F.pad(joined, self.pad) if any(self.pad) else joined
+        stems = F.conv2d(joined, stacked_kernels(self.stems), stride=self.stride, padding=self.padding)
+        return F.relu(self.blocks(stems)).mean((2, 3))
 
 
 class JointEnergy(nn.Module):

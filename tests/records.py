@@ -37,9 +37,11 @@ def coherence_scores(
         Score("fd_clf_uncond", 300 - 100 * joint, 1000, "lower", **on_joint),
         Score("fd_clf_cond", 350 - 100 * cross, 500, "lower", **on_cross),
         Score("fd_clf_cond_cross", 360 - 100 * cross, 500, "lower", **on_cross),
-        Score("sampling_time_s", 0.002, 100, "lower", task="joint", sampler=sampler, attribute="per image"),
-        Score("nfe", 31 if sampler == "ebm" else 1, 1, "lower", task="joint", sampler=sampler),
     ]
+    for task in ("joint", "cross"):
+        drawn = {"task": task, "sampler": sampler}
+        scores.append(Score("sampling_time_s", 0.002, 100, "lower", attribute="per image", **drawn))
+        scores.append(Score("nfe", 31 if sampler == "ebm" else 1, 1, "lower", **drawn))
     for k in range(1, 5):
         value = cross + 0.01 * k
         scores.append(

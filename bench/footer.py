@@ -102,7 +102,8 @@ def result_notes(group: Group, table: Table) -> list[str]:
         for column in table.columns:
             cell = table.cell(row, column)
             if cell.note and cell.state in ("n/a", "collapsed"):
-                reasons.setdefault((column.title, f"{cell.state}: {cell.note}"), []).append(row.label)
+                held = f" ({column.number(cell.value)})" if cell.value is not None else ""
+                reasons.setdefault((column.title, f"{cell.state}: {cell.note}"), []).append(row.label + held)
     hidden = {column.title for column in table.columns if not _has_value(table, column.key)}
     for (title, reason), labels in reasons.items():
         if title not in hidden:

@@ -242,11 +242,16 @@ def one_judge(cells: Sequence[Cell], estimates: Sequence[Estimate | None]) -> li
 
 
 def _never_best_if_collapsed(row: Row, result: Result, sampler: str) -> None:
-    """A sampler that shows one class too often prints `collapsed` and wins nothing (METHODS trap 30)."""
+    """A sampler that shows one class too often prints `collapsed` and wins no column of joint samples.
+
+    What it draws from given modalities is another matter, which these samples say nothing about.
+    """
     found = collapsed_runs(result.runs, sampler)
     if not found:
         return
-    for key, cell in row.cells.items():
+    joint = {m.column.key for m in MEASURES if m.query.task == "joint"}
+    for key in joint & row.cells.keys():
+        cell = row.cells[key]
         row.cells[key] = replace(cell, rankable=False)
         if key == "coherence_joint" and cell.state == "value":
             note = collapse_note(found, len(result.runs))

@@ -176,7 +176,7 @@ def test_the_baseline_is_short() -> None:
     code = [
         line for line in BASELINE.splitlines() if line.strip() and not line.startswith(("import", "from"))
     ]
-    assert len(code) <= 45
+    assert len(code) <= 30
 
 
 def test_the_method_table_names_every_method() -> None:
@@ -196,6 +196,9 @@ def test_links_and_files_exist() -> None:
             assert (ROOT / path).exists(), path
 
 
-def test_the_output_of_the_main_job_has_its_place() -> None:
-    start, end = README.index("<!-- run-output -->"), README.index("<!-- /run-output -->")
-    assert start < end
+def test_the_table_shown_is_that_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:
+    """`bench table --results results/published --dataset polydigits` must print what the README shows."""
+    shown = README[README.index("<!-- run-output -->") : README.index("<!-- /run-output -->")]
+    (block,) = re.findall(r"^```text\n(.*?)^```$", shown, re.M | re.S)
+    assert call(["table", "--results", str(ROOT / "results" / "published"), "--dataset", "polydigits"]) == 0
+    assert block.strip() == capsys.readouterr().out.strip()

@@ -7,8 +7,8 @@ Sampling  X_0 ~ U[-1, 1] or N(0, I), every entry by itself;
           x <- x - (s_x^2/2) dU/dx + n_x eps, all modalities at once, K steps     (Eqn 3)
 Loss      E_data[U(x)] - E[U(x_K)], which descends KL(p_data || p_a)             (Eqn 2)
 
-There is no generator, no inference and no replay buffer; U, s_x and n_x are those of `ours`. The paper runs
-30, 60 and 100 steps. The start is our choice, since the paper does not say which noise.
+No generator, no inference, no replay buffer; U, s_x and n_x are those of `ours`. The paper runs 30, 60 and
+100 steps. The uniform start is our choice, since the paper does not say which noise.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class MLEEBM(Method):
     def forward(self, x: Batch, progress: Progress) -> Loss:
         x = to_model(x)
         noise = self.noise(len(next(iter(x.values()))))
-        negatives, _ = self.revise_data(noise)
+        negatives = self.revise_data(noise)
         loss, terms = contrast(self.energy, x, negatives, self.energy_penalty)
         terms["moved"] = displacement(noise, negatives)
         if progress.step % CHECK_EVERY == 0:
@@ -85,11 +85,12 @@ class MLEEBM(Method):
             return uniform_images(self.spec, n, self.device)
         return {m.name: torch.randn(n, *m.shape, device=self.device) for m in self.spec.images}
 
-    def revise_data(self, start: State, steps: int | None = None, record: Recorder | None = None):
-        """K Langevin steps on U: the end of the chain, and the energies `[K, B]` along it."""
+    def revise_data(self, start: State, steps: int | None = None, record: Recorder | None = None) -> State:
+        """The end of K Langevin steps on U."""
         steps = self.data_steps if steps is None else steps
         with frozen(self.energy):
-            return langevin(start, self.energy, steps, self.data_step_size, self.data_noise, record=record)
+            size, noise = self.data_step_size, self.data_noise
+            return langevin(start, self.energy, steps, size, noise, record=record)[0]
 
     def param_groups(self) -> dict[str, ParamGroup]:
         return {"energy": ParamGroup(list(self.energy.parameters()), **self.adam)}
@@ -100,7 +101,7 @@ class MLEEBM(Method):
 
     def joint_generate(self, n: int, sampler: str | None = None, steps: int | None = None) -> Batch:
         check_sampler(self, sampler, "joint")
-        return to_data(self.revise_data(self.noise(n), steps)[0])
+        return to_data(self.revise_data(self.noise(n), steps))
 
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
         if kind != "data":
@@ -117,6 +118,5 @@ class MLEEBM(Method):
     def unsupported(cls, spec: DataSpec, task: Task) -> str | None:
         if spec.texts:
             return f"the data chain of {cls.__name__} has no state for text yet"
-        if task in ("cross", "encode", "interpolate"):
-            return f"{cls.__name__} has no latents, so nothing to encode, interpolate or reconstruct with"
-        return super().unsupported(spec, task)
+        latent = task in ("cross", "encode", "interpolate")
+        return f"{cls.__name__} has no latents to encode, interpolate or reconstruct with" if latent else None

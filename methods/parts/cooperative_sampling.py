@@ -17,7 +17,7 @@ from methods.parts.recording import Recorder
 
 
 class CooperativeSampling:
-    """Samplers `gen` (generator alone), `ebm` (K energy steps after it), `gen_revised` (T latent steps before).
+    """Samplers: `gen`, the generator; `ebm`, K energy steps after it; `gen_revised`, T latent steps before.
 
     For a class that also has the members of `Cooperative`, which holds networks and chains.
     """

@@ -30,7 +30,7 @@ from bench.options import (
 )
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
-FIGURES = ("scatter", "joint", "cross", "interpolation", "chain", "training", "1", "4", "6", "9", "10")
+FIGURES = ("scatter", "joint", "cross", "interpolation", "chain", "training", *"123469", "10")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,12 +94,16 @@ def run(methods: list[str], dataset: str, preset: str, seeds: tuple[int, ...], o
 @click.option("--format", "style", type=click.Choice(FORMATS), default="terminal", show_default=True)
 @debug_option
 def table(name: str | None, results: Path, dataset: str | None, preset: str | None, style: str) -> None:
-    """Print a comparison of all runs, or a table of the paper (4, 5, 7, 8).
+    """Print a comparison of all runs, or a table of the papers.
+
+    3, 4, 5, 7, 8 and 9 are the main paper's, `mvebm_slides/base` and `moe_ebm_paper/1` (for example) those of
+    its predecessors, `ablations` shows what each part of `ours` earns.
 
     \b
     Examples:
       bench table
       bench table 5 --format latex > table5.tex
+      bench table ablations --preset quick
       bench table --dataset polydigits --preset quick --format csv
     """
     from bench.show import tables_text
@@ -124,7 +128,7 @@ def table(name: str | None, results: Path, dataset: str | None, preset: str | No
 @debug_option
 def plot(figure: str, runs: tuple[str, ...], out: Path, dataset: str | None, preset: str | None,
          kind: str | None, **rest: Any) -> None:  # fmt: skip
-    """Draw a figure as PNG and PDF; 1, 4, 6, 9, 10 are the paper's numbers.
+    """Draw a figure as PNG and PDF; 1 to 4, 6, 9 and 10 are the paper's numbers.
 
     \b
     Examples:

@@ -262,7 +262,7 @@ def _layers(tables: Mapping[str, Any], presets: Sequence[str], path: Path) -> li
     """Those of a file's tables that are named, in this order."""
     out = []
     for preset in presets:
-        table = {k: v for k, v in tables.get(preset, {}).items() if k != "extends"}
+        table = {k: v for k, v in tables.get(preset, {}).items() if k not in ("extends", "like")}
         for key in table:
             if key not in TABLES:
                 raise _error(f"'{path.name}' has an unknown table '{preset}.{key}'{closest(key, TABLES)}")
@@ -286,7 +286,9 @@ def preset_names(dataset: str) -> list[str]:
 def load_preset(method: str, dataset: str, preset: str) -> dict[str, dict[str, Any]]:
     """The merged tables `train`, `plan`, `hyper`; in `hyper` the common part has only known keywords.
 
-    A preset that the method's file lacks is the common budget alone, `fair`'s where it is `paper`.
+    A preset that the method's file lacks is the common budget alone, `fair`'s where it is `paper`. In a
+    method's file, `like = "ours"` in a preset takes the values of that method first: an ablation then
+    differs in what its file names and nowhere else.
     """
     common_path, own_path = preset_files(method, dataset)
     common, own = _read_toml(common_path), _read_toml(own_path)
@@ -301,10 +303,23 @@ def load_preset(method: str, dataset: str, preset: str) -> dict[str, dict[str, A
     for layer in _layers(common, chain, common_path):
         for table, values in layer.items():
             out[table].update({k: v for k, v in values.items() if table != "hyper" or k in signature})
-    for layer in _layers(own, chain, own_path):
-        for table, values in layer.items():
-            out[table].update(values)
+    for name in chain:
+        like = own.get(name, {}).get("like")
+        if like is not None:
+            for table, values in _of_model(str(like), dataset, name, own_path).items():
+                out[table].update({k: v for k, v in values.items() if table != "hyper" or k in signature})
+        for layer in _layers(own, [name], own_path):
+            for table, values in layer.items():
+                out[table].update(values)
     return out
+
+
+def _of_model(model: str, dataset: str, preset: str, path: Path) -> dict[str, Any]:
+    """The preset of the method that another takes its values from (`like = "ours"`), own layers only."""
+    tables = _read_toml(preset_files(model, dataset)[1])
+    if preset not in tables:
+        raise _error(f"'{path.name}' takes '{preset}' from '{model}', which has none; name another method")
+    return _layers(tables, [preset], path)[0]
 
 
 def parse_override(text: str) -> tuple[str, Any]:

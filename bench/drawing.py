@@ -138,7 +138,7 @@ def draw_chains(
     index = torch.linspace(0, len(split) - 1, min(n, len(split))).long()
     batch = {name: cells.to(method.device) for name, cells in split.batch(index).items()}
     written: list[Path] = []
-    for kind in kinds or type(method).chains:
+    for kind in kinds or method.chains:
         observed = batch if kind == "posterior" else None
 
         def run(kind: str = kind, observed: Any = observed) -> Any:

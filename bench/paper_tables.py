@@ -8,13 +8,18 @@ from typing import Any, Literal
 
 from bench.cells import Cell, Column, Row, Style, Table, span
 from bench.footer import collapse_note
-from bench.reference import reference
+from bench.matching import find_result
+from bench.reference import SUITE, reference
 from bench.registry import method_names
-from bench.sheets import Line, Sheet, choose, find_result, lines_of, sheet_commands, sheet_notes
+from bench.sheets import Line, Sheet, choose, lines_of, sheet_commands, sheet_notes
 from bench.summary import Estimate, Query, Run, collapsed_runs, estimate
 from bench.table import estimate_cell, excluded_lines, hide_empty, one_judge, probe_size, unfinished_cell
 
-OWN_DISTANCE = {"fid_uncond": "fd_clf_uncond", "fid_cond": "fd_clf_cond"}
+OWN_DISTANCE = {
+    "fid_uncond": ("fd_clf_uncond", "FD-clf joint"),
+    "fid_cond": ("fd_clf_cond", "FD-clf cond."),
+    "fid_t2i": ("fd_clf_cond_cross", "FD-clf cross"),
+}
 """The distance shown, under its own name, where no FID was measured."""
 
 TASKS = {
@@ -45,7 +50,7 @@ def paper_table(
     dataset: str | None = None,
     methods: Sequence[str] | None = None,
 ) -> Table:
-    """Table `name` of the main paper (`7`), or of another source (`moe_ebm_paper/1`).
+    """Table `name` of the main paper (`7`), of this suite (`ablations`), of a source (`moe_ebm_paper/1`).
 
     Measured numbers come from the runs of the table's data set with preset `paper` if there are any, else
     from the most complete comparable group, else from the data set that stands in; `dataset` and `preset`
@@ -58,7 +63,7 @@ def paper_table(
     sheets = []
     parts = book.table(name)
     for part in parts:
-        group, others = choose(records, part.dataset, preset, dataset)
+        group, others = choose(records, part.dataset, preset, dataset, part.stand_ins)
         sheets.append(Sheet(part, group, others, book, f"{part.dataset}." if len(parts) > 1 else ""))
     keys = dict.fromkeys(key for part in parts for key in part.methods)
     table = Table(parts[0].title, [], [])
@@ -87,9 +92,10 @@ def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str])
             "published",
             "published",
         )
-        table.columns.append(column)
-        for line in lines:
-            table.row(line.label).cells[column.key] = _published(sheet, line, metric, n_given)
+        if sheet.part.source != SUITE:
+            table.columns.append(column)
+            for line in lines:
+                table.row(line.label).cells[column.key] = _published(sheet, line, metric, n_given)
         for measured in _measured_columns(sheet, metric):
             column = replace(
                 column,
@@ -134,8 +140,8 @@ def _measured_columns(sheet: Sheet, metric: str) -> list[dict[str, Any]]:
             for s in r.samplers
         ]
         if not any(score and score.value is not None for score in answers):
-            title = "FD-clf joint" if own == "fd_clf_uncond" else "FD-clf cond."
-            columns.append({"key": own, "query": Query(own, task), "title": title})
+            key, title = own
+            columns.append({"key": key, "query": Query(key, task), "title": title})
         if answers and not any(answers):
             sheet.notes.append(f"{sheet.book.quantities[metric].title}: not among the metrics of these runs.")
             return columns[1:]
@@ -233,7 +239,7 @@ def _measure(
 
 def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> tuple[Cell, Estimate | None]:
     variant = line.variant
-    result = line.result or find_result(sheet.group, variant)
+    result = line.result or find_result(sheet.group, variant, sheet.book)
     if result is None:
         return Cell("missing" if variant.method in known else "none"), None
     if not result.runs:
@@ -243,10 +249,13 @@ def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> t
     if sampler is None or sampler not in result.samplers:
         serving = [s for s in result.samplers if any(query.find(run, s) for run in result.runs)]
         sampler = serving[0] if serving and sampler is None else sampler or ""
-    query = replace(query, steps=variant.steps)
     found = estimate(result.runs, lambda run: query.find(run, sampler or ""))
     if found is None:
-        return Cell("missing"), None
+        scores = [score for run in result.runs for score in run.scores if score.sampler]
+        drawn = [score for score in scores if sampler in (score.sampler, None, "")]
+        tasks = {score.task for score in drawn}
+        serves = not tasks or not query.task or query.task in tasks
+        return Cell("missing" if serves else "none"), None
     cell = estimate_cell(found)
     collapsed = collapsed_runs(result.runs, sampler or "")
     if collapsed:

@@ -16,7 +16,7 @@ from datasets.spec import Dataset
 from methods.base import Method
 
 NAMES = {"1": "scatter", "4": "chain", "6": "interpolation", "9": "joint", "10": "cross"}
-"""The paper's figure numbers."""
+"""The paper's figure numbers; 2 and 3 are drawn from several runs."""
 
 
 def plot_figure(
@@ -41,6 +41,8 @@ def plot_figure(
         return _scatter(records, out, dataset, preset)
     if figure == "training":
         return _training(records, runs, out, options)
+    if figure in ("2", "3"):
+        return _losses(figure, records, out, dataset, preset)
     folders = [find_run(options.results, name) for name in runs] or [
         _newest(records, options.results, WEIGHTS)
     ]
@@ -90,6 +92,18 @@ def _training(records: list[RunRecord], runs: Sequence[str], out: Path, options:
         label = f"{record.get('method', folder.name)}, seed {record.get('seed', '?')}"
         logs[label if label not in logs else f"{label} ({folder.name})"] = read_log(folder)
     return plot_training(logs, out / f"training-{'-'.join(f.name for f in folders)}")
+
+
+def _losses(
+    figure: str, records: list[RunRecord], out: Path, dataset: str | None, preset: str | None
+) -> list[Path]:
+    from bench.losses import plot_losses
+    from bench.progress import Reporter
+
+    files, commands = plot_losses(figure, records, out, dataset, preset)
+    for command in commands:
+        Reporter().say(f"missing, `{command}` adds it")
+    return files
 
 
 def _draw(

@@ -15,6 +15,9 @@ PATH = Path(__file__).with_name("reference.toml")
 NOT_PRINTED = "n/a"
 """TOML has no null; this string stands where a source prints N/A or a dash."""
 
+SUITE = "suite"
+"""Source of the tables that no publication has."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -30,7 +33,8 @@ class Variant:
     """A row name of a publication and the run of this suite that stands beside it.
 
     method: name of the suite's method, "" if the row stands beside several (`beside`).
-    hyper: hyper-parameters the run must have been given for the comparison.
+    hyper: hyper-parameters the run must have, the only ones it may have been given. ablation: its runs stand
+    in tables that name it and in no other. same_flops_as: key of the row whose training it must cost.
     """
 
     key: str
@@ -38,9 +42,10 @@ class Variant:
     text: str = ""
     method: str = ""
     sampler: str | None = None
-    steps: int | None = None
     hyper: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    ablation: bool = False
+    same_flops_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """One table of one source on one data set; `columns` are (metric, number of given modalities)."""
+    """One table of one source on one data set; `columns` are (metric, number of given modalities).
+
+    closed: it has the rows that it names and no others. stand_ins: data sets that may stand in for its own.
+    """
 
     source: str
     name: str
@@ -79,6 +87,8 @@ class PublishedTable:
     columns: tuple[tuple[str, int | None], ...]
     methods: tuple[str, ...]
     samplers: Mapping[str, Mapping[str, str]]
+    closed: bool = False
+    stand_ins: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -87,6 +97,26 @@ class PublishedTable:
     def sampler(self, variant: Variant, metric: str) -> str | None:
         """The sampler this table reports for a method and metric, where it differs from the usual one."""
         return self.samplers.get(metric, {}).get(variant.method, variant.sampler)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Part of a figure: the rows it compares, and the hyper-parameter in which further runs may differ."""
+
+    title: str
+    rows: tuple[str, ...]
+    varies: str
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """A figure of training curves: the logged `term` of every row's runs, panel by panel."""
+
+    name: str
+    title: str
+    dataset: str
+    term: str
+    panels: tuple[Panel, ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +150,7 @@ class Reference:
     quantities: Mapping[str, Quantity]
     display_order: Mapping[str, tuple[str, ...]]
     tables: tuple[PublishedTable, ...]
+    figures: tuple[PublishedFigure, ...]
     entries: tuple[Entry, ...]
     conflicts: tuple[Conflict, ...]
     reproductions: tuple[Reproduction, ...]
@@ -143,17 +174,26 @@ class Reference:
         return found[0].value if found else None
 
     def table(self, name: str) -> list[PublishedTable]:
-        """The parts of a table: `7` of the default source, or `source/name`. Raises UsageError if unknown."""
-        key = name if "/" in name else f"{self.default_source}/{name}"
-        parts = [table for table in self.tables if table.key == key]
+        """The parts of a table, `7`, `ablations` or `source/name`. Raises UsageError if unknown."""
+        parts = [table for table in self.tables if name in (table.key, self.short_name(table))]
         if not parts:
             names = ", ".join(dict.fromkeys(self.short_name(table) for table in self.tables))
             raise UsageError(f"there is no published table '{name}'; choose one of {names}")
         return parts
 
     def short_name(self, table: PublishedTable) -> str:
-        """How a user names a table: without the source if it is the default one."""
-        return table.name if table.source == self.default_source else table.key
+        """How a user names a table: without the source if it is the default one or this suite."""
+        return table.name if table.source in (self.default_source, SUITE) else table.key
+
+    def figure(self, name: str) -> PublishedFigure:
+        """The figure of training curves of that number; KeyError if there is none."""
+        return {figure.name: figure for figure in self.figures}[name]
+
+    @property
+    def ablations(self) -> frozenset[str]:
+        """Methods of the suite that are ablations in every row that names them."""
+        rows = self.variants.values()
+        return frozenset(v.method for v in rows if v.ablation) - {v.method for v in rows if not v.ablation}
 
     def conflicts_of(self, table: PublishedTable) -> list[str]:
         """Sentences on what other sources say differently."""
@@ -177,7 +217,7 @@ class Reference:
 def _entries(raw: Mapping[str, Any]) -> Iterator[Entry]:
     """The cells of one table of the file, row by row; its methods' notes win over the table's."""
     columns = [_column(text) for text in raw["metrics"]]
-    for method, values in raw["rows"].items():
+    for method, values in raw.get("rows", {}).items():
         note = raw.get("notes", {}).get(method, raw.get("note", ""))
         for (metric, n_given), value in zip(columns, values, strict=True):
             number = None if value == NOT_PRINTED else float(value)
@@ -198,9 +238,16 @@ def _table(raw: Mapping[str, Any]) -> PublishedTable:
         raw["title"],
         raw.get("note", ""),
         tuple(_column(text) for text in raw["metrics"]),
-        tuple(raw["rows"]),
+        tuple(raw["methods"] if "methods" in raw else raw["rows"]),
         raw.get("samplers", {}),
+        raw.get("closed", False),
+        tuple(raw.get("stand_ins", ())),
     )
+
+
+def _figure(raw: Mapping[str, Any]) -> PublishedFigure:
+    panels = tuple(Panel(p["title"], tuple(p["rows"]), p["varies"]) for p in raw["panels"])
+    return PublishedFigure(raw["figure"], raw["title"], raw["dataset"], raw["term"], panels)
 
 
 def _variant(key: str, raw: Mapping[str, Any]) -> Variant:
@@ -220,6 +267,7 @@ def reference() -> Reference:
         quantities={key: Quantity(key, **fields) for key, fields in raw["metrics"].items()},
         display_order={key: tuple(names) for key, names in raw["display_order"].items()},
         tables=tuple(_table(table) for table in raw["tables"]),
+        figures=tuple(_figure(figure) for figure in raw["figures"]),
         entries=tuple(entry for table in raw["tables"] for entry in _entries(table)),
         conflicts=tuple(Conflict(tuple(c["tables"]), c["text"]) for c in raw["conflicts"]),
         reproductions=tuple(Reproduction(**fields) for fields in raw["reproductions"]),

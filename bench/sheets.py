@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from bench.cells import Table
 from bench.footer import data_notes, machine_text
-from bench.reference import PublishedTable, Reference, Variant
+from bench.matching import budget_of, find_result, is_ablation, row_command
+from bench.reference import SUITE, PublishedTable, Reference, Variant
 from bench.summary import Group, Result, Run, groups
 from bench.table import method_order
 
-SUBSTITUTES = {"polymnist": "polydigits", "cub": "shapes", "cub256": "shapes", "coco": "shapes"}
+SUBSTITUTES = {"polymnist": ("polydigits",), "cub": ("shapes",), "cub256": ("shapes",), "coco": ("shapes",)}
 """Data that stand in for a paper's where nothing was measured on it; the column head says so."""
 
 
@@ -52,10 +53,14 @@ class Sheet:
 
 
 def choose(
-    records: Sequence[Run], wanted: str, preset: str | None = None, dataset: str | None = None
+    records: Sequence[Run],
+    wanted: str,
+    preset: str | None = None,
+    dataset: str | None = None,
+    stand_ins: Sequence[str] = (),
 ) -> tuple[Group | None, list[Group]]:
     """The group measured numbers come from, and all groups of its data set."""
-    for name in [dataset] if dataset else [wanted, SUBSTITUTES.get(wanted, wanted)]:
+    for name in [dataset] if dataset else [wanted, *(stand_ins or SUBSTITUTES.get(wanted, ()))]:
         here = groups(run for run in records if run.record.get("dataset") == name)
         usable = [group for group in here if group.runs and preset in (None, group.key.preset)]
         usable.sort(key=lambda group: group.key.preset != "paper")
@@ -65,15 +70,21 @@ def choose(
 
 
 def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
-    """Published rows in their order, a row per variant a name may stand for, then other measured methods."""
+    """Published rows in their order, a row per variant a name may stand for, then other measured methods.
+
+    A closed table has no others, and what another table names as an ablation belongs there.
+    """
     variants = sheet.book.variants
     lines: list[Line] = []
     for key in keys:
         variant = variants[key]
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
-    used = {id(find_result(sheet.group, line.variant)) for line in lines}
-    rest = [r for r in sheet.group.results if r.runs and id(r) not in used] if sheet.group else []
+    if sheet.part.closed or sheet.group is None:
+        return lines
+    group, book = sheet.group, sheet.book
+    used = {id(find_result(group, line.variant, book)) for line in lines}
+    rest = [r for r in group.results if r.runs and id(r) not in used and not is_ablation(r, group, book)]
     for result in sorted(rest, key=lambda r: (*method_order(sheet.part.dataset, r.method), r.overrides)):
         known = variants.get(result.method, Variant(result.method, result.method, method=result.method))
         label = f"{known.name} [{result.overrides}]" if result.overrides else known.name
@@ -81,40 +92,21 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
     return lines
 
 
-def find_result(group: Group | None, variant: Variant) -> Result | None:
-    """The row of a group that a published name stands for: no overrides, or the hyper-parameters it names."""
-
-    def fits(result: Result) -> bool:
-        if result.method != variant.method:
-            return False
-        if not variant.hyper:
-            return not result.overrides
-        return all(_has(run, variant.hyper) for run in [*result.runs, *result.unfinished])
-
-    found = [result for result in group.results if fits(result)] if group else []
-    # Of several, the one with runs, and the fewest overrides.
-    return min(found, key=lambda r: (not r.runs, len(r.overrides)), default=None)
-
-
-def _has(run: Run, hyper: Mapping[str, Any]) -> bool:
-    have = (run.record.get("config") or {}).get("hyper") or {}
-    return all(have.get(key) == value for key, value in hyper.items())
-
-
 def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
     """Source, comparability, samplers, conflicts and what the measured group says about itself."""
     part, group = sheet.part, sheet.group
     source = sheet.book.sources[part.source]
-    notes = [f"Published: {source.title}, arXiv {source.arxiv}."]
+    own = part.source == SUITE
+    notes = [] if own else [f"Published: {source.title}, arXiv {source.arxiv}."]
     if group is None:
         notes.append(f"Nothing was measured on {part.dataset} yet.")
-    elif sheet.where != "measured":
+    elif sheet.where != "measured" and not own:
         notes.append(
             f"Measured on {group.key.dataset} with preset {group.key.preset}: not comparable with the "
             f"published numbers, which need {part.dataset} and preset paper."
         )
     if part.note:
-        notes.append(f"Note on the source: {part.note}.")
+        notes.append(f"Note: {part.note}." if own else f"Note on the source: {part.note}.")
     entries = sheet.book.find(source=part.source, table=part.name, dataset=part.dataset)
     marked: dict[str, list[str]] = {}
     for entry in entries:
@@ -152,15 +144,17 @@ def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str
     commands: list[str] = []
     for line in lines_of(sheet, sheet.part.methods):
         method = "" if line.result else line.variant.method
-        rows = [row for row in table.rows if row.label.startswith(line.label) and row.method == method]
+        mine = [row for row in table.rows if row.method == method]
+        # Where published and measured values have rows of their own, the label says which.
+        rows = [r for r in mine if r.label == line.label or r.label.startswith(f"{line.label}, measured")]
         missing = any(
             cell.state == "missing" for row in rows for k, cell in row.cells.items() if k in measured
         )
         if not missing or method not in known:
             continue
         if line.variant.hyper:
-            sets = "".join(f" --set {key}={value}" for key, value in line.variant.hyper.items())
-            commands.append(f"bench run --method {method} --dataset {dataset} --preset {preset}{sets}")
+            flops = budget_of(sheet.group, line.variant, sheet.book) if sheet.group else None
+            commands.append(row_command(line.variant, dataset, preset, flops))
         else:
             plain.append(method)
     if plain:

@@ -12,6 +12,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -180,8 +181,8 @@ def budget_text(run: Run) -> str:
     return f"{train.get('batch_size')} x {train.get('steps')} examples"
 
 
-def overrides_text(run: Run) -> str:
-    """`beta=2.5, train.steps=10`: what the user changed, apart from the plan (which makes another group)."""
+def given(run: Run) -> dict[str, Any]:
+    """What the user changed, apart from the plan (which makes another group)."""
     overrides = run.record.get("overrides") or {}
     kept = {
         str(name): value
@@ -190,7 +191,12 @@ def overrides_text(run: Run) -> str:
     }
     if (run.record.get("config") or {}).get("init_from"):
         kept["init_from"] = "given"
-    return ", ".join(f"{name}={_short(value)}" for name, value in kept.items())
+    return kept
+
+
+def overrides_text(run: Run) -> str:
+    """`beta=2.5, train.steps=10`: what the user changed."""
+    return ", ".join(f"{name}={_short(value)}" for name, value in given(run).items())
 
 
 def _short(value: Any) -> str:
@@ -249,7 +255,9 @@ def _one_configuration(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, str]
     def settings(run: Run) -> dict[str, Any]:
         config = run.record.get("config") or {}
         train = {k: v for k, v in (config.get("train") or {}).items() if k not in NEUTRAL}
-        return {"hyper": config.get("hyper") or {}, "train": train}
+        # A record that is older than a hyper-parameter was made with what is now its default.
+        hyper = {**defaults(str(run.record.get("method", ""))), **(config.get("hyper") or {})}
+        return {"hyper": hyper, "train": train}
 
     newest_first = sorted(runs, key=lambda r: (r.record.get("status") == "done", finished(r)), reverse=True)
     current = settings(newest_first[0])
@@ -265,6 +273,19 @@ def _one_configuration(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, str]
         else:
             kept[seed] = run
     return [kept[seed] for seed in sorted(kept)], dropped
+
+
+@cache
+def defaults(method: str) -> dict[str, Any]:
+    """The hyper-parameters of a method with their defaults, as JSON holds them; none if it is not here."""
+    from bench.config import hyper_signature, plain
+    from datasets.spec import UserError
+
+    try:
+        signature = hyper_signature(method)
+    except UserError:
+        return {}
+    return {k: plain(p.default) for k, p in signature.items() if p.default is not p.empty}
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from bench.cells import Cell, Column, Row, Table, span
 from bench.errors import UsageError
 from bench.footer import collapse_note, data_notes, machine_text, plan_text, result_notes, run_name
+from bench.matching import is_ablation
 from bench.reference import reference
 from bench.registry import method_names
 from bench.summary import (
@@ -111,8 +112,14 @@ def comparison_tables(
 
 
 def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[str] = ()) -> Table:
-    """The comparison table of one group; runs of `others` are listed below it."""
-    lines = sorted(_lines(group.results), key=lambda line: _order(group.key.dataset, line[0]))
+    """The comparison table of one group; runs of `others` are listed below it.
+
+    Ablations have tables of their own, and stand here only if there is nothing else.
+    """
+    compared = [r for r in group.results if not is_ablation(r, group, reference())] or group.results
+    aside = [r for r in group.results if r not in compared]
+    methods = [name for name in methods if name not in reference().ablations]
+    lines = sorted(_lines(compared), key=lambda line: _order(group.key.dataset, line[0]))
     measures = _shown(group)
     table = Table(
         title=f"{group.key.dataset}, preset {group.key.preset}",
@@ -143,7 +150,10 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
     one_machine(table, group)
     table.mark_best()
     table.notes = data_notes(group) + result_notes(group, table)
-    _add_missing(table, group, methods)
+    if aside:
+        count = sum(len(result.runs) for result in aside)
+        table.notes.append(f"Ablations, {count} runs: `bench table ablations`, `bench table 3`, `9`.")
+    _add_missing(table, replace(group, results=compared), methods)
     table.excluded = excluded_lines(group, others)
     hide_empty(table)
     return table

@@ -44,12 +44,14 @@ def langevin(
     noise: float,
     max_drift: float | None = None,
     record: Callable[[int, State, Tensor], None] | None = None,
+    apart: bool = False,
 ) -> tuple[State, Tensor]:
     """Run `steps` of x <- x - (s^2/2) dU/dx + n eps, eps ~ N(0, I).
 
     `noise` is n; n = s samples exp(-U) for small steps, a smaller n samples it at temperature (n/s)^2.
-    `max_drift` bounds the norm of each example's drift. `record(step, state, energy)` is called before
-    every step and after the last. Chain states are float32 whatever the networks compute in, since
+    `max_drift` bounds the norm of each example's drift, with `apart` that of each block by itself, so that
+    an energy that is a sum over blocks runs independent chains. `record(step, state, energy)` is called
+    before every step and after the last. Chain states are float32 whatever the networks compute in, since
     bfloat16 would swallow small noise. Nothing is clamped.
 
     Returns the final state (detached) and the energies `[steps, B]` met before each step.
@@ -64,6 +66,8 @@ def langevin(
         factor = None if max_drift is None else drift_factor(gradient, step_size, max_drift)
         for name, block in state.items():
             drift = gradient[name].float()
+            if max_drift is not None and apart:
+                factor = drift_factor({name: drift}, step_size, max_drift)
             if factor is not None:
                 drift = drift * factor.view(-1, *[1] * (drift.dim() - 1))
             block = block - 0.5 * step_size**2 * drift

@@ -1,0 +1,78 @@
+"""Which runs a row of a publication stands for, and the command that would make them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.reference import Reference, Variant
+from bench.summary import Group, Result, Run, given
+
+FLOPS_TOLERANCE = 0.05
+"""Relative difference of two training budgets that still count as equal; steps are whole numbers."""
+
+
+def fits(result: Result, variant: Variant, budget: float | None = None) -> bool:
+    """Whether these runs are what `variant` names: its hyper-parameters, and nothing else overridden.
+
+    budget: training FLOPs that a variant with `same_flops_as` must have spent.
+    """
+    if result.method != variant.method:
+        return False
+    if not variant.hyper:
+        return not result.overrides
+    free = {"train.flops"} if variant.same_flops_as else set()
+    runs = [*result.runs, *result.unfinished]
+    if not all(_has(run, variant.hyper) and set(given(run)) <= {*variant.hyper, *free} for run in runs):
+        return False
+    if not variant.same_flops_as or not result.runs:
+        return True
+    spent = training_flops(result)
+    return bool(budget and spent) and abs(spent / budget - 1) <= FLOPS_TOLERANCE
+
+
+def _has(run: Run, hyper: Mapping[str, Any]) -> bool:
+    have = (run.record.get("config") or {}).get("hyper") or {}
+    return all(have.get(key) == value for key, value in hyper.items())
+
+
+def find_result(group: Group | None, variant: Variant, book: Reference) -> Result | None:
+    """The row of a group that a published name stands for; of several the one with the fewest overrides."""
+    if group is None:
+        return None
+    budget = budget_of(group, variant, book)
+    found = [result for result in group.results if fits(result, variant, budget)]
+    return min(found, key=lambda r: (not r.runs, len(r.overrides)), default=None)
+
+
+def is_ablation(result: Result, group: Group, book: Reference) -> bool:
+    """Whether these runs belong in tables of ablations only."""
+    if result.method in book.ablations:
+        return True
+    named = (v for v in book.variants.values() if v.ablation)
+    return bool(result.overrides) and any(fits(result, v, budget_of(group, v, book)) for v in named)
+
+
+def budget_of(group: Group, variant: Variant, book: Reference) -> float | None:
+    """Training FLOPs of the row whose cost `variant` must match, None where they are not known."""
+    if not variant.same_flops_as:
+        return None
+    model = find_result(group, book.variants[variant.same_flops_as], book)
+    return training_flops(model) if model else None
+
+
+def training_flops(result: Result) -> float | None:
+    """Floating-point operations of one training run: steps times the counted FLOPs of a step."""
+    for run in result.runs:
+        steps = (run.record.get("training") or {}).get("steps")
+        counted = [s.value for s in run.scores if s.metric == "flops_per_step" and s.value]
+        if steps and counted:
+            return float(steps) * counted[0]
+    return None
+
+
+def row_command(variant: Variant, dataset: str, preset: str, flops: float | None = None) -> str:
+    """`bench run` with what `variant` needs; `flops`: its training budget, if it has to match another's."""
+    sets = "".join(f" --set {key}={value}" for key, value in variant.hyper.items())
+    sets += f" --set train.flops={flops:.4g}" if flops else ""
+    return f"bench run --method {variant.method} --dataset {dataset} --preset {preset}{sets}"

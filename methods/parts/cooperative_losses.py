@@ -1,0 +1,121 @@
+"""The losses of the cooperative scheme (P1 Eqn 10 to 12; METHODS 2.14.2): what `Cooperative.forward` returns.
+
+Hats are first draws, `revised` and `negatives` the ends of chains; the latter are constants for every loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from datasets.spec import Batch
+from methods.base import Loss
+from methods.parts.chain_health import check_chains, displacement
+from methods.parts.langevin import State
+from methods.parts.latents import Expert
+from methods.parts.posteriors import mixture_log_prob
+
+if TYPE_CHECKING:
+    from methods.parts.cooperative import Cooperative
+
+
+def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[Loss]:
+    """One iteration of METHODS 2.14.2: draw, revise, then the three losses; images `x` in [-1, 1].
+
+    A data chain that starts from noise leaves no pair (z, x-), so the terms under Q~ are left out then.
+    Raises Diverged where `check` finds a chain that ran away.
+    """
+    latent = model.prior_draw(len(next(iter(x.values()))))
+    drawn = model.first_images(latent)
+    start = {name: image.detach() for name, image in drawn.items()}
+    negatives, energies = model.revise_data(start)
+    experts = model.experts(x)
+    revised, latent_energies = model.revise_latent(model.first_latents(experts), x)
+
+    reconstructed = model.generate(revised)
+    on_data = -model.log_likelihood(x, reconstructed).mean()
+    generator = model.generator_on_data * on_data
+    paired = model.data_start == "generator"
+    if paired:
+        on_revised = -model.log_likelihood(negatives, drawn).mean()
+        generator = generator + model.generator_on_revised * on_revised
+
+    infer_data = -model.log_joint_posterior(experts, revised).mean()
+    inference = model.inference_on_data * infer_data
+    if paired:
+        infer_revised = -model.log_joint_posterior(model.experts(negatives), latent).mean()
+        inference = inference + model.inference_on_revised * infer_revised
+
+    log_posterior = (model.log_prior(revised) + model.log_likelihood(x, reconstructed)).mean()
+    terms = {
+        "on_data": on_data,
+        **({"on_revised": on_revised} if paired else {}),
+        "infer_data": infer_data,
+        **({"infer_revised": infer_revised} if paired else {}),
+        "moved": displacement(start, negatives),
+        "log_posterior_start": -latent_energies[0].mean() if len(latent_energies) else log_posterior,
+        "log_posterior_end": log_posterior,
+        "energy_start": energies[0].mean() if len(energies) else torch.zeros(()),
+    }
+    if model.resample_negatives:
+        first = Loss.of(terms, generator=generator, inference=inference)
+        return _resampled(model, x, latent, first, check)
+    energy, energy_terms = model.energy_loss(x, negatives)
+    terms |= energy_terms
+    if check:
+        check_chains(terms, model.entries, model.data_start)
+    return Loss.of(terms, generator=generator, inference=inference, energy=energy)
+
+
+def _resampled(model: Cooperative, x: Batch, latent: State, first: Loss, check: bool) -> Iterator[Loss]:
+    """Step generator and inference, then draw X- again from the updated generator for the energy."""
+    yield first
+    with torch.no_grad():
+        start = model.first_images(latent)
+    energy, terms = model.energy_loss(x, model.revise_data(start)[0])
+    if check:
+        check_chains(first.terms | terms, model.entries, model.data_start)
+    yield Loss.of(terms, energy=energy)
+
+
+def warm_loss(model: Cooperative, x: Batch) -> Loss:
+    """Negative MMVAE(+) ELBO, the optional warm start of generator and inference; images `x` in [-1, 1].
+
+    -(1/M) sum_m E_{q_m}[ sum_n log p_n(x_n | z, w_n) + warm_beta (log p(z, w_m) - log q(z, w_m | X)) ];
+    private latents of the other modalities come from the prior, as in cross generation.
+    """
+    experts = model.experts(x)
+    elbo = []
+    for name, expert in experts.items():
+        own = {"z": expert.z.rsample()}
+        if expert.w is not None:
+            own[f"w.{name}"] = expert.w.rsample()
+        log_q = mixture_log_prob([e.z for e in experts.values()], own["z"])
+        kl = log_q + log_private({name: expert}, own) - model.log_prior(own)
+        drawn = model.generate(model.prior_draw(len(own["z"])) | own)
+        elbo.append(model.log_likelihood(x, drawn) - model.warm_beta * kl)
+    return Loss.of(elbo=-torch.stack(elbo).mean())
+
+
+def log_mixture(
+    experts: Mapping[str, Expert], latent: Mapping[str, Tensor], mean_share: float = 0.0
+) -> Tensor:
+    """l = lse_m log q_m(z|x_m) - log M, plus log q_m(w_m|x_m) for private latents (P1 Eqn 12) `[B]`.
+
+    `mean_share` > 0 mixes in that share of the mean of log q_m, so that no expert starves.
+    """
+    shared = [e.z for e in experts.values()]
+    log_q = mixture_log_prob(shared, latent["z"])
+    if mean_share:
+        mean = torch.stack([q.log_prob(latent["z"]) for q in shared]).mean(0)
+        log_q = (1 - mean_share) * log_q + mean_share * mean
+    return log_q + log_private(experts, latent)
+
+
+def log_private(experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor | float:
+    """sum_m log q_m(w_m | x_m) `[B]`; 0 where there are no private latents."""
+    logs = [e.w.log_prob(latent[f"w.{name}"]) for name, e in experts.items() if e.w is not None]
+    return torch.stack(logs).sum(0) if logs else 0.0

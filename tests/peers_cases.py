@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -126,13 +127,13 @@ CASES = {
     "cmvae_iwae": importance(
         "cmvae",
         "CMVAE",
-        {"samples": 1, "beta": 2.5, "components": 5},
+        {"samples": 1, "beta": 2.5, "clusters": 5},
         LAPLACE | IWAE | {"number_of_clusters": 5},
     ),
     "cmvae_dreg": importance(
         "cmvae",
         "CMVAE",
-        {"samples": 3, "beta": 1.0, "components": 5, "estimator": "dreg"},
+        {"samples": 3, "beta": 1.0, "clusters": 5, "estimator": "dreg"},
         LAPLACE | DREG | {"number_of_clusters": 5},
     ),
 }
@@ -161,7 +162,7 @@ def available(case: Case) -> bool:
 
 
 def instance(case: Case) -> Method:
-    """Our method with tiny networks; all its parameters are drawn anew, learned scales and centres too."""
+    """Our method with tiny networks; every parameter, learned priors too, is drawn anew by its name."""
     hyper = {"latent": LATENT, "network": "cnn", "width": 8, "likelihood": "laplace", **case.hyper}
     hyper |= {"likelihood_scale": SCALE, "image_weight": IMAGE_WEIGHT, "text_weight": TEXT_WEIGHT}
     private = PRIVATE if case.method in ("mmvaeplus", "cmvae") else 0
@@ -170,9 +171,9 @@ def instance(case: Case) -> Method:
         method.encoders[m.name].towers = nn.ModuleList([TinyEncoder(m, private + LATENT)])
         method.decoders[m.name] = TinyDecoder(m, private + LATENT)
     method.double()
-    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in method.parameters():
+        for name, parameter in method.named_parameters():
+            generator = torch.Generator().manual_seed(crc32(name.encode()))
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return method
 

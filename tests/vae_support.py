@@ -8,14 +8,16 @@ import torch
 
 from datasets.spec import Batch, DataSpec, Modality
 from methods.base import Method, Progress
+from methods.cmvae import CMVAE
 from methods.mmvae import MMVAE
 from methods.mmvaeplus import MMVAEPlus
+from methods.moe_ebm import MoEEBM
 from methods.mopoe import MoPoE
 from methods.mvebm_base import MVEBMBase
 from methods.mvebm_gen import MVEBMGen
 
-METHODS: tuple[type[Method], ...] = (MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen)
-PRIVATE = (MMVAEPlus, MVEBMGen)
+METHODS: tuple[type[Method], ...] = (MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen, CMVAE, MoEEBM)
+PRIVATE: tuple[type[Method], ...] = (MMVAEPlus, MVEBMGen, CMVAE, MoEEBM)
 
 SPEC = DataSpec(
     (
@@ -43,7 +45,7 @@ def build(cls: type[Method], seed: int = 0, **hyper: Any) -> Method:
     small: dict[str, Any] = {"latent": 4, "network": "cnn", "width": 8, "private": 3, "samples": 2}
     if cls is MoPoE:
         del small["samples"]
-    if cls not in PRIVATE:
+    if cls not in PRIVATE and cls.latents == "shared":
         del small["private"]
     return cls(SPEC, **{**small, **hyper})
 

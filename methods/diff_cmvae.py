@@ -166,6 +166,9 @@ class DiffCMVAE(Method):
         drafts = self.cmvae.cross_generate(given, targets)
         return self.refine(drafts, steps) if check_sampler(self, sampler, "cross") == "diffusion" else drafts
 
+    def assign(self, x: Batch, held_out: Batch) -> Tensor | None:
+        return self.cmvae.assign(x, held_out)
+
     def nfe(self, sampler: str | None, task: Task, steps: int | None = None) -> int:
         """The CMVAE's decoder, and one evaluation of the U-Net a denoising step."""
         if check_sampler(self, sampler, task) == "ancestral":

@@ -27,7 +27,7 @@ def test_loss_and_gradients_are_those_of_the_papers_bound(samples: int) -> None:
     z = {n: e.z.rsample(samples) for n, e in experts.items()}
     w = {n: e.w.rsample(samples) for n, e in experts.items()}
     fill = {n: r.rsample(3, samples, 6) for n, r in method.auxiliaries.items()}
-    one = torch.tensor(1.0 + 1e-6).double()  # the floor of a scale
+    one = torch.tensor(1.0 + 1e-6, dtype=torch.float64)  # the floor of a scale
     prior = MixtureSameFamily(
         Categorical(logits=method.prior.logits), Independent(Laplace(method.prior.centres, one), 1)
     )
@@ -50,7 +50,8 @@ def test_loss_and_gradients_are_those_of_the_papers_bound(samples: int) -> None:
     ours = torch.autograd.grad(loss, list(members.values()))
     theirs = torch.autograd.grad(-bound.mean(), list(members.values()))
     for name, a, b in zip(members, ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+        limit = 1e-10 * float(b.abs().max())
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=limit, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("family", ["laplace", "normal", "gaussian"])

@@ -175,25 +175,26 @@ def test_a_finished_cmvae_run_can_stand_in_for_the_first_stage(tmp_path) -> None
 
 
 def test_the_regression_learns_to_denoise() -> None:
-    """One picture: after some steps samples beside a grey draft lie nearer to it than at the start."""
-    method = make(diffusion_dropout=0.0, diffusion_width=8)
-    x = {n: t[:1].expand(32, *t.shape[1:]) for n, t in batch().items()}
-    x["photo"], x["sketch"] = torch.full((32, 3, 12, 12), 0.9), torch.full((32, 1, 12, 16), 0.1)
+    """Two plain pictures: after some steps samples beside their drafts lie nearer to them than at the start."""
+    method = make(diffusion_dropout=0.0)
+    x = {n: t[:1].expand(16, *t.shape[1:]) for n, t in batch().items()}
+    x["photo"], x["sketch"] = torch.full((16, 3, 12, 12), 0.9), torch.full((16, 1, 12, 16), 0.1)
 
     def error() -> float:
         torch.manual_seed(0)
         with torch.no_grad():
-            out = method.eval().joint_generate(32, steps=10)
-        return sum(float((out[n] - x[n]).abs().mean()) for n in ("photo", "sketch"))
+            out = method.eval().joint_generate(8, steps=10)
+        return sum(float((out[n] - x[n][:8]).abs().mean()) for n in ("photo", "sketch"))
 
     before = error()
-    optimiser = torch.optim.Adam(method.unets.parameters(), 2e-3)
+    optimiser = torch.optim.Adam(method.unets.parameters(), 5e-3)
     method.train()
-    for _ in range(60):
+    for _ in range(25):
         optimiser.zero_grad()
         method(x, DIFFUSION).total.backward()
         optimiser.step()
-    assert error() < 0.6 * before
+    after = error()
+    assert after < 0.6 * before, (before, after)
 
 
 def test_impossible_settings_are_named() -> None:

@@ -44,7 +44,7 @@ def test_both_objectives_and_their_gradients_in_float64(samples: int) -> None:
     z = {n: e.z.rsample(samples) for n, e in experts.items()}
     w = {n: e.w.rsample(samples) for n, e in experts.items()}
     fill = {n: r.rsample(3, samples, 6) for n, r in method.auxiliaries.items()}
-    unit, bound = Laplace(torch.tensor(0.0).double(), torch.tensor(1.0 + 1e-6).double()), 0.0
+    unit, bound = Laplace(torch.tensor(0.0).double(), torch.tensor(1.0 + 1e-6, dtype=torch.float64)), 0.0
     for i, m in enumerate(SPEC.names):
         posterior = torch.stack(
             [Laplace(e.z.location, e.z.scale).log_prob(z[m]).sum(-1) for e in experts.values()]
@@ -72,7 +72,7 @@ def test_both_objectives_and_their_gradients_in_float64(samples: int) -> None:
         for one, other in zip(ours, theirs, strict=True):
             assert (one is None) == (other is None)
             if one is not None:
-                torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+                torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10 * float(other.abs().max()))
     # In the bound U is a fixed critic.
     blind = torch.autograd.grad(parts["vae"], list(method.prior.energy.parameters()), allow_unused=True)
     assert all(g is None for g in blind)
@@ -89,7 +89,7 @@ def test_descent_lowers_the_energy_where_the_inference_chain_ends() -> None:
         with torch.no_grad():
             return float(method.prior.energy(ends).mean() - method.prior.energy(negatives).mean())
 
-    before, optimiser = gap(), torch.optim.SGD(method.prior.energy.parameters(), 0.05)
+    before, optimiser = gap(), torch.optim.SGD(method.prior.energy.parameters(), 0.005)
     for _ in range(10):
         optimiser.zero_grad()
         method(x, NOW).parts["energy"].backward()
@@ -150,12 +150,12 @@ def solved(given: tuple[str, ...], step_size: float) -> tuple[MoEEBM, dict, dict
 
 @pytest.mark.parametrize("given", [("a",), ("b",), ("a", "b")])
 def test_inference_chain_samples_the_exact_posterior(given: tuple[str, ...]) -> None:
-    n, s = 8_000, 0.25
+    n, s = 8_000, 0.2
     method, x, private, mean, precision = solved(given, s)
     x = {name: t.expand(n, *t.shape[1:]) for name, t in x.items()}
     private = {name: t.expand(n, -1) for name, t in private.items()}
     torch.manual_seed(1)
-    z = method.posterior.run(method, method.prior, 5 * torch.ones(n, 2), private, x, steps=120)
+    z = method.posterior.run(method, method.prior, 5 * torch.ones(n, 2), private, x, steps=200)
     exact = torch.linalg.inv(precision)
     # Finite steps leave the mean exact and widen the covariance by a known factor.
     widened = torch.linalg.inv(precision @ (torch.eye(2) - 0.25 * s**2 * precision))

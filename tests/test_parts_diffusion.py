@@ -74,8 +74,8 @@ def test_sampler_visits_the_strided_levels_once_each(steps: int) -> None:
     assert torch.equal(out, start) == (steps == 0)
 
 
-@pytest.mark.parametrize("steps", [7, 25, 250])
-def test_sampler_recovers_a_gaussian(steps: int) -> None:
+@pytest.mark.parametrize(("steps", "near"), [(7, 0.5), (25, 0.25), (250, 0.04), (1000, 0.01)])
+def test_sampler_recovers_a_gaussian(steps: int, near: float) -> None:
     """With the exact noise predictor every step is linear, so mean and variance after it are known."""
     mean, variance = 0.0, 1.0
     levels = [*strided(steps), -1]
@@ -92,9 +92,9 @@ def test_sampler_recovers_a_gaussian(steps: int) -> None:
     x = denoise(exact_noise, torch.randn(20_000, 1), steps, clip=False)
     assert float(x.mean()) == pytest.approx(mean, abs=0.01)
     assert float(x.std()) == pytest.approx(math.sqrt(variance), rel=0.02)
-    # The more steps, the nearer to the data itself.
+    # The more steps, the nearer to the data itself; few steps give too little variance.
     assert mean == pytest.approx(MEAN, abs=0.02)
-    assert math.sqrt(variance) == pytest.approx(SD, rel={7: 0.3, 25: 0.1, 250: 0.01}[steps])
+    assert math.sqrt(variance) == pytest.approx(SD, rel=near)
 
 
 def test_estimates_are_kept_within_the_range_of_pictures() -> None:

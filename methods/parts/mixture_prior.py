@@ -89,6 +89,7 @@ def prune(conditional: Tensor, log_weights: Tensor, beta: float, size: int) -> T
     conditional: log p(z_i | c) `[N, C]`; log_weights: log pi_c `[C]`, renormalised over what is left. For
     clustering scores alone: training and sampling use all clusters.
     """
+    conditional, log_weights = conditional.detach(), log_weights.detach()
     left = torch.arange(len(log_weights), device=log_weights.device)
     best, chosen = math.inf, left
     while len(left):

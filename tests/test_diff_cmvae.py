@@ -175,7 +175,7 @@ def test_a_finished_cmvae_run_can_stand_in_for_the_first_stage(tmp_path) -> None
 
 
 def test_the_regression_learns_to_denoise() -> None:
-    """Two plain pictures: after some steps samples beside their drafts lie nearer to them than at the start."""
+    """Two plain pictures: after some steps samples beside their drafts lie nearer to them."""
     method = make(diffusion_dropout=0.0)
     x = {n: t[:1].expand(16, *t.shape[1:]) for n, t in batch().items()}
     x["photo"], x["sketch"] = torch.full((16, 3, 12, 12), 0.9), torch.full((16, 1, 12, 16), 0.1)

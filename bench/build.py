@@ -74,9 +74,13 @@ class Initial:
     def load(self, method: Method) -> None:
         """Copy the parameters of the stages that this replaces.
 
+        A method whose stage is another method (`diff_cmvae.cmvae`) finds them in a run of that one too.
         Raises UserError where the other run lacks one of them or has it in another shape.
         """
         stored = load_tensors(self.path)
+        for part, child in method.named_children():
+            if isinstance(child, Method) and not any(name.startswith(f"{part}.") for name in stored):
+                stored = {f"{part}.{name}": tensor for name, tensor in stored.items()}
         groups = method.param_groups()
         wanted = {
             id(p) for s in method.stages[: self.first_stage] for g in s.groups for p in groups[g].params

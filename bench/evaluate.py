@@ -21,6 +21,7 @@ from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
 from methods.base import Diverged, Method
 from metrics import METRICS
 from metrics.chains import chain_scores
+from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
 from metrics.fd_clf import fd_clf, spread_rows
 from metrics.fid import Unavailable, fid
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 CHAINS = 200
 """Chains run for the chain diagnostics."""
+
+HELD_OUT = 1000
+"""Tuples of `val` on which a method may prune its clusters, and test tuples assigned at once."""
 
 LABEL = "digit"
 """The label that coherence is about and for which there are judges."""
@@ -138,6 +142,9 @@ def evaluate(
         if "latent" in plan.metrics:
             with clock("latent"), forked(derive(seed, "latent")):
                 _run_probes(result, method, train, test, plan, device, precision, batch_size, seed)
+        if "clustering" in plan.metrics and "encode" not in result.skipped:
+            with clock("clustering"), autocast(device, precision):
+                result.scores += _run_clusters(method, data.split("val"), test, device)
         if "chains" in plan.metrics:
             with clock("chains"), forked(derive(seed, "chains")), autocast(device, precision):
                 result.scores += _run_chains(method, test, device)
@@ -306,6 +313,24 @@ def _run_probes(
             metric.update(fitted, scored, [np.arange(len(train))], "full")
     result.scores += metric.compute()
     result.outcomes.update(metric.outcomes())
+
+
+def _run_clusters(method: Method, val: Split, test: Split, device: torch.device) -> list[Score]:
+    """Clustering scores of all test tuples; none for a method without clusters, or data without label."""
+    label = LABEL if LABEL in test.labels else next(iter(test.labels), None)
+    if label is None:
+        return []
+    rows = spread_rows(len(val), HELD_OUT).to(next(iter(val.stored.values())).device)
+    held_out = {name: t.to(device) for name, t in val.batch(rows).items()}
+    found = []
+    for start in range(0, len(test), HELD_OUT):
+        x = {n: t.to(device) for n, t in test.batch(slice(start, start + HELD_OUT)).items()}
+        with torch.no_grad():
+            clusters = method.assign(x, held_out)
+        if clusters is None:
+            return []
+        found.append(clusters.cpu())
+    return clustering_scores(torch.cat(found).numpy(), test.labels[label].cpu().numpy())
 
 
 def _run_chains(method: Method, test: Split, device: torch.device) -> list[Score]:

@@ -182,6 +182,13 @@ class Method(nn.Module):
         """Run a chain of `kind` and keep a frame every `every` steps; `x` are observations if needed."""
         raise NotImplementedError(f"{type(self).__name__} runs no '{kind}' chain")
 
+    def assign(self, x: Batch, held_out: Batch) -> Tensor | None:
+        """Cluster `[B]` of every tuple, for clustering scores alone; None for a method without clusters.
+
+        On `held_out` the method may choose which of its clusters count.
+        """
+        return None
+
     def nfe(self, sampler: str | None, task: Task, steps: int | None = None) -> int:
         """Sequential network evaluations per sample."""
         return 1

@@ -6,6 +6,7 @@ METRIC_VERSION = "2"
 METRICS = {
     "coherence": "joint and cross coherence, diversity of the predicted digits, ceiling and judge accuracy",
     "latent": "accuracy of linear probes on the latents, per modality and joint (latent_acc)",
+    "clustering": "agreement of a method's clusters with the labels, where it has any (cluster_acc, ...)",
     "fid": "Frechet Inception distance with the published weights (fid_uncond, fid_cond, fid_cond_cross)",
     "fd_clf": "Frechet distance in the features of the data set's own classifiers (fd_clf_uncond, ...)",
     "chains": "energy or log-likelihood at both ends of every Markov chain, on held-out data",

@@ -15,8 +15,9 @@ CHANGES = {
     "latent": 5, "private": 5, "samples": 3, "beta": 0.3, "learn_prior": False, "network": "resnet",
     "width": 16, "likelihood_scale": 0.3, "image_weight": 0.5, "text_weight": 3.0, "lr": 1e-5, "clip": 2.0,
     "prior_steps": 3, "prior_step_size": 0.1, "energy_width": 32, "energy_start": 0.5, "lr_energy": 1e-3,
-    "beta1_energy": 0.1, "decay_energy": 0.5,
     "anneal": 0.5, "random_subsets": 2, "prior_weight": 0.7, "prior_component": True, "alpha": 0.2,
+    "beta1_energy": 0.1, "decay_energy": 0.5, "clusters": 5, "spread": 3.0,
+    "posterior_steps": 3, "posterior_step_size": 0.3, "posterior_max_drift": 1e-3,
 }  # fmt: skip
 
 

@@ -10,17 +10,21 @@ from torch.distributions import Categorical, Laplace
 
 from datasets.spec import Batch, DataSpec, Modality
 from methods.base import Method, Progress
+from methods.cmvae import CMVAE
 from methods.mmjsd import MMJSD
 from methods.mmvae import MMVAE
 from methods.mmvaeplus import MMVAEPlus
+from methods.moe_ebm import MoEEBM
 from methods.mopoe import MoPoE
 from methods.mvae import MVAE
 from methods.mvebm_base import MVEBMBase
 from methods.mvebm_gen import MVEBMGen
 from methods.mvtcae import MVTCAE
 
-METHODS: tuple[type[Method], ...] = (MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen, MVAE, MMJSD, MVTCAE)
-PRIVATE = (MMVAEPlus, MVEBMGen)
+METHODS: tuple[type[Method], ...] = (
+    MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen, MVAE, MMJSD, MVTCAE, CMVAE, MoEEBM
+)  # fmt: skip
+PRIVATE: tuple[type[Method], ...] = (MMVAEPlus, MVEBMGen, CMVAE, MoEEBM)
 ONE_SAMPLE = (MoPoE, MVAE, MMJSD, MVTCAE)
 
 SPEC = DataSpec(
@@ -49,7 +53,7 @@ def build(cls: type[Method], seed: int = 0, **hyper: Any) -> Method:
     small: dict[str, Any] = {"latent": 4, "network": "cnn", "width": 8, "private": 3, "samples": 2}
     if cls in ONE_SAMPLE:
         del small["samples"]
-    if cls not in PRIVATE:
+    if cls not in PRIVATE and cls.latents == "shared":
         del small["private"]
     return cls(SPEC, **{**small, **hyper})
 

@@ -45,6 +45,9 @@ class PermutedNoise(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         changed = [self.reorder(a, self.back) for a in args]
+        if func._schema.is_mutable:
+            # Draws fill memory in the order of the strides, which reordering must not change.
+            changed[0] = torch.empty_like(args[0]).copy_(changed[0])
         out = func(*changed, **{k: self.reorder(v, self.back) for k, v in kwargs.items()})
         if func._schema.is_mutable:
             return args[0].copy_(self.reorder(changed[0], self.order))

@@ -103,11 +103,13 @@ class MultimodalVAE(Method):
     def log_likelihoods(
         self, x: Batch, z: Tensor, w: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """lambda_n log p_n(x_n | z, w_n) `[..., B]` of every modality; z and w_n are `[..., B, D]`.
+        """lambda_n log p_n(x_n | z, w_n) `[..., B]` of every modality in `x`; z and w_n are `[..., B, D]`.
 
         One decoder call per modality, whatever the leading dimensions.
         """
-        return {m.name: self.likelihood(m, x[m.name], self.output(m.name, z, w)) for m in self.spec}
+        return {
+            m.name: self.likelihood(m, x[m.name], self.output(m.name, z, w)) for m in self.spec if m.name in x
+        }
 
     @staticmethod
     def joined(name: str, z: Tensor, w: Mapping[str, Tensor] | None) -> Tensor:

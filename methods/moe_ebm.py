@@ -11,12 +11,12 @@ from torch import Tensor
 
 from datasets.spec import Batch, DataSpec, UserError
 from methods.base import Chain, Loss, ParamGroup, Progress, Stage, Task, check_sampler
-from methods.parts.energy_prior import EnergyPrior, EnergySchedule, prior_chain
+from methods.parts.energy_prior import EnergyPrior, EnergySchedule
 from methods.parts.latents import Family
 from methods.parts.likelihoods import ImageLikelihood, Likelihood
 from methods.parts.networks.build import Network
 from methods.parts.objectives import check_samples, looser_bound
-from methods.parts.posterior_chain import PosteriorChain, draw_posterior
+from methods.parts.posterior_chain import PosteriorChain, draw_posterior, latent_chain
 from methods.parts.posteriors import mixture_log_prob
 from methods.parts.priors import Prior, auxiliary_priors, cross_private
 from methods.parts.vae import Adam, MultimodalVAE
@@ -154,11 +154,7 @@ class MoEEBM(MultimodalVAE):
         return self.decode({"z": z, **{f"w.{name}": w for name, w in private.items()}}, targets)
 
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
-        if kind == "prior":
-            return prior_chain(self, self.prior, n, steps, every)
-        if kind != "posterior" or not x:
-            raise ValueError("moe_ebm runs a 'prior' chain, or a 'posterior' chain given x")
-        return self.posterior.record(self, self.prior, {m: v[:n] for m, v in x.items()}, steps, every)
+        return latent_chain(self, self.prior, self.posterior, kind, x, n, steps, every)
 
     def nfe(self, sampler: str | None, task: Task, steps: int | None = None) -> int:
         if check_sampler(self, sampler, task) == "pre_ld":

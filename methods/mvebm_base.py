@@ -1,4 +1,5 @@
 """MVEBM, base model: MMVAE with an energy-based prior on the shared latent."""
+# Over 120 lines: the energy brings settings, a stage and chains of its own.
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from datasets.spec import Batch, DataSpec
 from methods.base import Chain, Loss, ParamGroup, Progress, Stage, Task
-from methods.parts.energy_prior import EnergyPrior, EnergySchedule, prior_chain
+from methods.parts.energy_prior import EnergyPrior, EnergySchedule
 from methods.parts.latents import Family
 from methods.parts.likelihoods import ImageLikelihood, Likelihood
 from methods.parts.networks.build import Network
 from methods.parts.objectives import check_samples, looser_bound
+from methods.parts.posterior_chain import DIAGNOSTIC, latent_chain
 from methods.parts.posteriors import mixture_log_prob
 from methods.parts.vae import Adam, MultimodalVAE
 
@@ -43,7 +45,7 @@ class MVEBMBase(MultimodalVAE):
     citation = (
         "Yuan, Cui, Li, Han: Learning multimodal latent generative models with energy-based prior, ECCV 2024"
     )
-    chains: ClassVar[tuple[str, ...]] = ("prior",)
+    chains: ClassVar[tuple[str, ...]] = ("prior", "posterior")
     excused: ClassVar[dict[str, str]] = {
         "every_parameter_is_trained[prior.energy.layers.4.bias]": "a constant energy cancels in the loss"
     }
@@ -114,9 +116,7 @@ class MVEBMBase(MultimodalVAE):
         return self.prior.sample(n, steps)
 
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
-        return (
-            prior_chain(self, self.prior, n, steps, every) if kind == "prior" else super().chain(kind, x, n)
-        )
+        return latent_chain(self, self.prior, DIAGNOSTIC, kind, x, n, steps, every)
 
     def nfe(self, sampler: str | None, task: Task, steps: int | None = None) -> int:
         return 1 + (self.prior.chain_steps(steps) if task == "joint" else 0)

@@ -106,5 +106,14 @@ def test_chain_keeps_frames_and_energies(every: int) -> None:
     z = method.prior.base.rsample(4)
     total = method.prior.energy(z) - Normal(0.0, 1.0).log_prob(z).sum(-1)
     torch.testing.assert_close(first.values[0], total.detach())
-    with pytest.raises(NotImplementedError, match="posterior"):
-        method.chain("posterior", batch(), 4)
+    with pytest.raises(ValueError, match="posterior"):
+        method.chain("posterior", None, 4)
+
+
+def test_the_posterior_chain_climbs_the_likelihood_of_what_is_given() -> None:
+    method, x = build(MVEBMBase, likelihood_scale=0.02).eval(), batch()
+    torch.manual_seed(0)
+    chain = method.chain("posterior", {"photo": x["photo"]}, 4, steps=40)
+    assert (chain.kind, chain.quantity) == ("posterior", "log_likelihood") and chain.values.shape == (41, 4)
+    assert chain.values[-1].mean() > chain.values[0].mean()
+    assert set(chain.frames[-1]) == set(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datasets.spec import Batch, UserError
 from methods.base import Chain
-from methods.parts.energy_prior import EnergyPrior
+from methods.parts.energy_prior import EnergyPrior, prior_chain
 from methods.parts.langevin import State, frozen, langevin
 from methods.parts.latents import Expert
 from methods.parts.recording import Recorder
@@ -53,7 +53,7 @@ class PosteriorChain:
         """z^T `[B, latent]` from z^0 = `z`; S are the modalities in `x`, `private` holds their w_m."""
 
         def energy(state: State) -> Tensor:
-            fit = sum(method.log_likelihoods(x, state["z"], private).values())
+            fit = sum(method.log_likelihoods(x, state["z"], private or None).values())
             return -(prior.log_prob(state["z"]) + fit)
 
         count, s, bound = self.length(steps), self.step_size, self.max_drift or None
@@ -69,15 +69,41 @@ class PosteriorChain:
         z, private = draw_posterior(method, method.experts(x))
         missing = [name for name in method.spec.names if name not in x]
         own = {f"w.{name}": w for name, w in private.items()}
-        own |= {f"w.{name}": method.draw_private(len(z)) for name in missing}
+        own |= {f"w.{name}": method.draw_private(len(z)) for name in missing if method.private}
         recorder = Recorder(
             self.length(steps),
             every,
             lambda state: method.decode({**state, **own}, method.spec.names),
-            lambda state: sum(method.log_likelihoods(x, state["z"], private).values()),
+            lambda state: sum(method.log_likelihoods(x, state["z"], private or None).values()),
         )
         self.run(method, prior, z, private, x, steps, recorder)
         return recorder.chain("posterior", "log_likelihood")
+
+
+DIAGNOSTIC = PosteriorChain(20, 0.1, 1.0)
+"""The posterior chain of methods that infer without one, to look at only; the setting of MOE-EBM."""
+
+
+def latent_chain(
+    method: MultimodalVAE,
+    prior: EnergyPrior,
+    posterior: PosteriorChain,
+    kind: str,
+    x: Batch | None,
+    n: int,
+    steps: int | None,
+    every: int,
+) -> Chain:
+    """The `prior` chain from p_0, or the `posterior` chain given the first `n` tuples of `x`, recorded.
+
+    Raises ValueError for another kind, or for a posterior chain without `x`.
+    """
+    if kind == "prior":
+        return prior_chain(method, prior, n, steps, every)
+    if kind != "posterior" or not x:
+        name = type(method).__name__
+        raise ValueError(f"{name} runs a 'prior' chain, or a 'posterior' chain given x")
+    return posterior.record(method, prior, {m: v[:n] for m, v in x.items()}, steps, every)
 
 
 def draw_posterior(method: MultimodalVAE, experts: Mapping[str, Expert]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -21,5 +21,5 @@ class OursW(Cooperative):
     latents = "shared+private"
 
     def __init__(self, spec: DataSpec, *, latent: int = 32, private: int = 32, **settings: Any) -> None:
-        self.__dict__["private"] = private
+        self.private = private  # first, since the networks are built for it
         super().__init__(spec, latent=latent, **settings)

@@ -14,6 +14,8 @@ from methods.ours import Ours
 from methods.ours_w import OursW
 from methods.parts.chain_health import chain_trouble
 from methods.parts.cooperative import soft_clamp
+from methods.parts.cooperative_losses import expert_shares
+from methods.parts.latents import Diagonal, Expert
 from methods.parts.networks.energy import JointEnergy
 
 SPEC = DataSpec(tuple(Modality(f"m{i}", "image", (3, 12, 12)) for i in range(3)))
@@ -325,3 +327,31 @@ def test_text_is_refused_with_a_reason():
     spec = DataSpec((Modality("image", "image", (3, 12, 12)), Modality("text", "text", (5,), vocabulary=9)))
     assert "text" in Ours.unsupported(spec, "joint")
     assert Ours.unsupported(SPEC, "joint") is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data_steps": -1}, {"sigma": 0.0}, {"warm_start": 1.5}, {"data_step_size": -1.0},
+        {"expert_mean": 3.0}, {"log_variance_low": 2.0}, {"lr_generator": -1.0}, {"energy_width": 0}, {"beta1": 1.0},
+        {"data_noise": 0.0, "temper_energy_loss": True},
+    ],
+    ids=lambda wrong: "+".join(wrong),
+)  # fmt: skip
+@pytest.mark.parametrize("cls", [Ours, OursW])
+def test_impossible_settings_are_refused_by_name(cls, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make(cls, **wrong)
+
+
+def test_the_share_of_every_expert_is_recorded():
+    method, x = make(), batch()
+    terms = method(x, Progress("revision", 1, 10, 0)).terms
+    shares = torch.stack([terms[f"share.{name}"] for name in SPEC.names])
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-5) and (shares > 0).all()
+    z = torch.zeros(4, 2)
+    near, far = (Expert(Diagonal(z + away, torch.ones(4, 2)), None) for away in (0.0, 3.0))
+    found = expert_shares({"near": near, "far": far}, z)
+    # Two dimensions, each 3 standard deviations off: exp(-9) against 1.
+    assert float(found["share.far"]) == pytest.approx(math.exp(-9) / (1 + math.exp(-9)))
+    assert float(found["share.near"]) == pytest.approx(1 / (1 + math.exp(-9)))

@@ -8,7 +8,7 @@ private latents. Images live in [-1, 1] inside. The losses are in `cooperative_l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,34 @@ def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     """A smooth map onto (low, high) that is close to the identity well inside."""
     x = high - F.softplus(high - x)
     return low + F.softplus(x - low)
+
+
+POSITIVE = ("latent", "width", "energy_width", "stem_width", "stem_stride", "data_step_size",
+            "latent_step_size", "sigma", "lr_energy", "lr_generator", "lr_inference",
+            "warm_rate")  # fmt: skip
+NOT_NEGATIVE = ("energy_penalty", "data_steps", "data_noise", "latent_steps", "latent_noise",
+                "latent_max_drift", "generator_on_data", "generator_on_revised", "inference_on_data",
+                "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta")  # fmt: skip
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting outside its range, before it costs a run."""
+    for name in POSITIVE:
+        if not settings[name] > 0:
+            raise ValueError(f"{name}={settings[name]} is impossible; give more than 0")
+    for name in NOT_NEGATIVE:
+        if settings[name] < 0:
+            raise ValueError(f"{name}={settings[name]} is impossible; give 0 or more")
+    for name in ("expert_mean", "warm_start"):
+        if not 0 <= settings[name] <= 1:
+            raise ValueError(f"{name}={settings[name]} is no share; give one in [0, 1]")
+    for name in ("beta1", "beta2"):
+        if not 0 <= settings[name] < 1:
+            raise ValueError(f"{name}={settings[name]} is impossible; give one in [0, 1)")
+    if settings["log_variance_low"] >= settings["log_variance_high"]:
+        raise ValueError("log_variance_low must lie below log_variance_high")
+    if settings["temper_energy_loss"] and not settings["data_noise"]:
+        raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")
 
 
 class Cooperative(CooperativeSampling, Method):
@@ -121,8 +149,7 @@ class Cooperative(CooperativeSampling, Method):
         for name, allowed in self.choices.items():
             if settings[name] not in allowed:
                 raise ValueError(f"{name} '{settings[name]}' is none of {', '.join(allowed)}")
-        if not 0 <= warm_start <= 1:
-            raise ValueError(f"warm_start {warm_start} is no share of the steps; give one in [0, 1]")
+        check_settings(settings)
         size = self.private + latent
         self.encoders = nn.ModuleDict(
             {m.name: ExpertEncoder(m, latent, self.private, "gaussian", network, width) for m in spec}

@@ -59,6 +59,7 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
         "log_posterior_start": -latent_energies[0].mean() if len(latent_energies) else log_posterior,
         "log_posterior_end": log_posterior,
         "energy_start": energies[0].mean() if len(energies) else torch.zeros(()),
+        **(expert_shares(experts, revised["z"]) if "z" in revised else {}),
     }
     if model.resample_negatives:
         first = Loss.of(terms, generator=generator, inference=inference)
@@ -113,6 +114,16 @@ def log_mixture(
         mean = torch.stack([q.log_prob(latent["z"]) for q in shared]).mean(0)
         log_q = (1 - mean_share) * log_q + mean_share * mean
     return log_q + log_private(experts, latent)
+
+
+def expert_shares(experts: Mapping[str, Expert], z: Tensor) -> dict[str, Tensor]:
+    """Mean share `share.<modality>` of each expert in the mixture at z, q_m(z|x_m) / sum_n q_n(z|x_n).
+
+    The log-sum-exp trains the nearest expert most (METHODS 2.14.7): a share near 0 is one that starves.
+    """
+    with torch.no_grad():
+        share = torch.stack([e.z.log_prob(z) for e in experts.values()]).softmax(0).mean(1)
+    return {f"share.{name}": value for name, value in zip(experts, share, strict=True)}
 
 
 def log_private(experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor | float:

@@ -333,7 +333,8 @@ def test_text_is_refused_with_a_reason():
     "wrong",
     [
         {"data_steps": -1}, {"sigma": 0.0}, {"warm_start": 1.5}, {"data_step_size": -1.0},
-        {"expert_mean": 3.0}, {"log_variance_low": 2.0}, {"lr_generator": -1.0}, {"energy_width": 0}, {"beta1": 1.0},
+        {"expert_mean": 3.0}, {"log_variance_low": 2.0}, {"lr_generator": -1.0},
+        {"energy_width": 0}, {"beta1": 1.0},
         {"data_noise": 0.0, "temper_energy_loss": True},
     ],
     ids=lambda wrong: "+".join(wrong),

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from bench.config import resolve
 from bench.reference import Reference, Variant
 from bench.summary import Group, Result, Run, given
+from datasets.spec import UserError
+
+PAPER_STEPS = 30
+"""Length of both chains of `ours` in the main paper, which its sweeps and ablations go by."""
 
 FLOPS_TOLERANCE = 0.05
 """Relative difference of two training budgets that still count as equal; steps are whole numbers."""
 
 
-def fits(result: Result, variant: Variant, budget: float | None = None) -> bool:
-    """Whether these runs are what `variant` names: its hyper-parameters, and nothing else overridden.
+def needed(variant: Variant, dataset: str, preset: str) -> dict[str, Any]:
+    """The hyper-parameters a row asks of its runs; lengths of chains in proportion to those of the preset.
+
+    `quick` runs 10 steps where the paper runs 30, so the paper's 60 stand beside 20.
+    """
+    if not variant.chains:
+        return dict(variant.hyper)
+    return {
+        key: max(1, round(steps * own_steps(dataset, preset, key) / PAPER_STEPS))
+        for key, steps in variant.hyper.items()
+    }
+
+
+@cache
+def own_steps(dataset: str, preset: str, key: str) -> int:
+    """Length of a chain of `ours` in a preset; the paper's where there is no such preset."""
+    try:
+        return int(resolve("ours", dataset, preset).hyper[key])
+    except UserError:
+        return PAPER_STEPS
+
+
+def fits(result: Result, variant: Variant, group: Group, budget: float | None = None) -> bool:
+    """Whether these runs of `group` are what `variant` names: its hyper-parameters, no other override.
 
     budget: training FLOPs that a variant with `same_flops_as` must have spent.
     """
@@ -21,9 +49,10 @@ def fits(result: Result, variant: Variant, budget: float | None = None) -> bool:
         return False
     if not variant.hyper:
         return not result.overrides
+    hyper = needed(variant, group.key.dataset, group.key.preset)
     free = {"train.flops"} if variant.same_flops_as else set()
     runs = [*result.runs, *result.unfinished]
-    if not all(_has(run, variant.hyper) and set(given(run)) <= {*variant.hyper, *free} for run in runs):
+    if not all(_has(run, hyper) and set(given(run)) <= {*hyper, *free} for run in runs):
         return False
     if not variant.same_flops_as or not result.runs:
         return True
@@ -41,7 +70,7 @@ def find_result(group: Group | None, variant: Variant, book: Reference) -> Resul
     if group is None:
         return None
     budget = budget_of(group, variant, book)
-    found = [result for result in group.results if fits(result, variant, budget)]
+    found = [result for result in group.results if fits(result, variant, group, budget)]
     return min(found, key=lambda r: (not r.runs, len(r.overrides)), default=None)
 
 
@@ -50,7 +79,7 @@ def is_ablation(result: Result, group: Group, book: Reference) -> bool:
     if result.method in book.ablations:
         return True
     named = (v for v in book.variants.values() if v.ablation)
-    return bool(result.overrides) and any(fits(result, v, budget_of(group, v, book)) for v in named)
+    return bool(result.overrides) and any(fits(result, v, group, budget_of(group, v, book)) for v in named)
 
 
 def budget_of(group: Group, variant: Variant, book: Reference) -> float | None:
@@ -73,6 +102,6 @@ def training_flops(result: Result) -> float | None:
 
 def row_command(variant: Variant, dataset: str, preset: str, flops: float | None = None) -> str:
     """`bench run` with what `variant` needs; `flops`: its training budget, if it has to match another's."""
-    sets = "".join(f" --set {key}={value}" for key, value in variant.hyper.items())
+    sets = "".join(f" --set {key}={value}" for key, value in needed(variant, dataset, preset).items())
     sets += f" --set train.flops={flops:.4g}" if flops else ""
     return f"bench run --method {variant.method} --dataset {dataset} --preset {preset}{sets}"

@@ -251,9 +251,8 @@ def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> t
         sampler = serving[0] if serving and sampler is None else sampler or ""
     found = estimate(result.runs, lambda run: query.find(run, sampler or ""))
     if found is None:
-        scores = [score for run in result.runs for score in run.scores if score.sampler]
-        drawn = [score for score in scores if sampler in (score.sampler, None, "")]
-        tasks = {score.task for score in drawn}
+        drawn = [score for run in result.runs for score in run.scores if score.sampler]
+        tasks = {score.task for score in drawn if not sampler or score.sampler == sampler}
         serves = not tasks or not query.task or query.task in tasks
         return Cell("missing" if serves else "none"), None
     cell = estimate_cell(found)

@@ -35,6 +35,7 @@ class Variant:
     method: name of the suite's method, "" if the row stands beside several (`beside`).
     hyper: hyper-parameters the run must have, the only ones it may have been given. ablation: its runs stand
     in tables that name it and in no other. same_flops_as: key of the row whose training it must cost.
+    chains: `hyper` are lengths of chains beside the paper's 30, to be cut where a preset runs shorter ones.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Variant:
     beside: tuple[str, ...] = ()
     ablation: bool = False
     same_flops_as: str = ""
+    chains: bool = False
 
 
 @dataclass(frozen=True)

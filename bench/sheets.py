@@ -8,7 +8,7 @@ from typing import Literal
 
 from bench.cells import Table
 from bench.footer import data_notes, machine_text
-from bench.matching import budget_of, find_result, is_ablation, row_command
+from bench.matching import budget_of, find_result, is_ablation, needed, row_command
 from bench.reference import SUITE, PublishedTable, Reference, Variant
 from bench.summary import Group, Result, Run, groups
 from bench.table import method_order
@@ -119,6 +119,7 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
         if len({variant.sampler, *used.values()}) > 1:
             shown = ", ".join(f"{sheet.book.quantities[m].title} with sampler {s}" for m, s in used.items())
             notes.append(f"{variant.name}, measured: {shown}.")
+    notes += _shorter_chains(sheet)
     notes += [f"Sources disagree: {text}" for text in sheet.book.conflicts_of(part)]
     if group:
         notes += data_notes(group)
@@ -133,6 +134,17 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
                 f"Times measured on {' and on '.join(sorted({machine_text(run) for run in group.runs}))}."
             )
     return notes + sheet.notes
+
+
+def _shorter_chains(sheet: Sheet) -> list[str]:
+    """What stands for the paper's lengths of chains where the preset runs shorter ones."""
+    key = sheet.group.key if sheet.group else None
+    said = []
+    for variant in (sheet.book.variants[name] for name in sheet.part.methods if key):
+        mine = needed(variant, key.dataset, key.preset)
+        if mine != variant.hyper:
+            said.append(f"{variant.name} by {', '.join(f'{k}={v}' for k, v in mine.items())}")
+    return [f"Chains of preset {key.preset} are shorter than the paper's: {'; '.join(said)}."] if said else []
 
 
 def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str]:

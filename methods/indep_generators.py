@@ -27,6 +27,10 @@ from methods.parts.separate_latents import SeparateLatents
 class IndepGenerators(SeparateLatents, Cooperative):
     """`ours` with a latent of `latent` numbers for every modality; hyper-parameters are those of `ours`."""
 
+    excused = {
+        **SeparateLatents.excused,
+        "cross_depends_on_the_given": "what is missing is drawn independently of what is given: the ablation",
+    }
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
 
     def prior_draw(self, n: int) -> State:

@@ -11,7 +11,7 @@ from bench import losses
 from bench.cli import cli
 from bench.errors import UsageError
 from bench.losses import plot_losses
-from bench.matching import row_command
+from bench.matching import needed, row_command
 from bench.paper_tables import paper_table
 from bench.reference import reference
 from bench.registry import method_names
@@ -49,9 +49,9 @@ def noise_only(root, steps, distance):
     how = {"task": "joint", "sampler": "ebm", "judge": "judge-1"}
     scores = [s for s in coherence_scores(sampler="ebm") if s.task == "joint" and s.metric != "fd_clf_uncond"]
     scores.append(Score("fd_clf_uncond", distance, 1000, "lower", **how))
-    changed = {} if steps == 30 else {"data_steps": steps}
+    changed = {} if steps == 10 else {"data_steps": steps}
     scores += method_scores()
-    return write_run(root, "mle_ebm", scores, hyper={"data_steps": 30}, overrides=changed)
+    return write_run(root, "mle_ebm", scores, hyper={"data_steps": 10}, overrides=changed)
 
 
 # -- Table 9, Table 3 ----------------------------------------------------------------------------------
@@ -60,7 +60,8 @@ def noise_only(root, steps, distance):
 def test_table_9_finds_every_chain_length_and_nothing_else(tmp_path):
     ours(tmp_path)
     write_run(tmp_path, "mmvae")
-    for steps, distance in ((30, 900.0), (60, 800.0)):
+    # Chains of `quick` have a third of the paper's length.
+    for steps, distance in ((10, 900.0), (20, 800.0)):
         noise_only(tmp_path, steps, distance)
     table = table_of(tmp_path, "9")
     assert [row.label for row in table.rows] == [
@@ -76,14 +77,15 @@ def test_table_9_finds_every_chain_length_and_nothing_else(tmp_path):
     assert table.row("MLE EBM, 100 steps").cells[column].state == "missing"
     assert table.row("Ours").cells[column].value == pytest.approx(245.0), "sampler ebm"
     assert table.commands == [
-        "bench run --method mle_ebm --dataset polydigits --preset quick --set data_steps=100"
+        "bench run --method mle_ebm --dataset polydigits --preset quick --set data_steps=33"
     ]
+    assert any("MLE EBM, 60 steps by data_steps=20" in note for note in table.notes)
 
 
 def test_table_3_stands_on_digits_where_nothing_else_was_measured(tmp_path):
     ours(tmp_path)
-    ours(tmp_path, data_steps=60, latent_steps=30)
-    ours(tmp_path, data_steps=30, latent_steps=30, latent_noise=0.1)
+    ours(tmp_path, data_steps=20)
+    ours(tmp_path, latent_steps=20, latent_noise=0.1)
     table = table_of(tmp_path, "3")
     assert len(table.rows) == 5
     row = table.row("Ours, K=60")
@@ -91,9 +93,10 @@ def test_table_3_stands_on_digits_where_nothing_else_was_measured(tmp_path):
     assert row.cells["fd_clf_cond_cross"].value == pytest.approx(280.0)
     assert row.cells["train_time_s_per_iter"].value == 0.05
     assert row.cells["fid_t2i.published"].value == 25.16
+    assert table.row("Ours, K=T=30").cells["fd_clf_cond_cross"].value is not None, "quick itself"
     # Further overrides make another setting, which must not pass for the row.
-    assert table.row("Ours, K=T=30").cells["fd_clf_cond_cross"].state == "missing"
-    assert any(c.endswith("--set data_steps=10 --set latent_steps=30") for c in table.commands)
+    assert table.row("Ours, T=60").cells["fd_clf_cond_cross"].state == "missing"
+    assert any(c.endswith("--set data_steps=3 --set latent_steps=10") for c in table.commands)
     assert all("polydigits" in note for note in table.notes if note.startswith("Measured on"))
 
 
@@ -139,7 +142,7 @@ def test_the_vae_part_counts_only_at_equal_flops(tmp_path):
 
 
 def test_a_task_that_a_method_lacks_is_not_missing(tmp_path):
-    noise_only(tmp_path, 30, 900.0)
+    noise_only(tmp_path, 10, 900.0)
     ours(tmp_path)
     row = table_of(tmp_path, "ablations").row("MLE EBM, 30 steps")
     assert row.cells["coherence_cross"].state == "none" and row.cells["fd_clf_uncond"].value == 900.0
@@ -149,7 +152,7 @@ def test_ablations_stay_out_of_other_tables(tmp_path):
     ours(tmp_path)
     ours(tmp_path, data_start="noise")
     ours(tmp_path, latent=16)
-    noise_only(tmp_path, 30, 900.0)
+    noise_only(tmp_path, 10, 900.0)
     write_run(tmp_path, "mmvae")
     seven = [row.label for row in table_of(tmp_path, "7").rows]
     assert "Ours [latent=16]" in seven
@@ -162,7 +165,7 @@ def test_ablations_stay_out_of_other_tables(tmp_path):
 
 
 def test_ablations_alone_are_still_shown(tmp_path):
-    noise_only(tmp_path, 30, 900.0)
+    noise_only(tmp_path, 10, 900.0)
     (table,) = comparison_tables(find_runs(tmp_path), methods=[])
     assert [row.label for row in table.rows] == ["mle_ebm"]
 
@@ -176,6 +179,7 @@ def test_ablations_are_methods_and_settings_that_exist():
         if variant.ablation:
             check_hyper(variant.method, dict(variant.hyper))
             assert row_command(variant, "polydigits", "quick").count("--set") == len(variant.hyper)
+            assert needed(variant, "polydigits", "paper") == variant.hyper
 
 
 # -- tables of the earlier papers ------------------------------------------------------------------------
@@ -254,30 +258,30 @@ def test_figure_2_compares_generators_and_noise(tmp_path, drawn):
         write_run(tmp_path, "ours", ours_scores(), hyper=STEPS, seed=seed, log=log("energy", -1))
     write_run(tmp_path, "ours", ours_scores(), hyper=STEPS, overrides={"sigma": 2.0}, log=log("energy", 5))
     write_run(tmp_path, "indep_generators", ours_scores(), hyper=STEPS, log=log("energy", 0))
-    write_run(tmp_path, "indep_generators", ours_scores(), overrides={"data_steps": 20}, log=log("energy", 0))
-    write_run(tmp_path, "mle_ebm", ours_scores(), hyper={"data_steps": 30}, log=log("energy", 1))
+    write_run(tmp_path, "indep_generators", ours_scores(), overrides={"data_steps": 15}, log=log("energy", 0))
+    write_run(tmp_path, "mle_ebm", ours_scores(), hyper={"data_steps": 10}, log=log("energy", 1))
     files, commands = plot_losses("2", find_runs(tmp_path), tmp_path / "out")
     assert [f.name for f in files] == ["energy-loss-polydigits-quick.png", "energy-loss-polydigits-quick.pdf"]
     left, right = drawn[0].axes
-    assert curves(left) == ["Ours, K=10", "independent generators, K=10", "independent generators, K=20"]
-    assert curves(right) == ["Ours, K=10", "MLE EBM, K=30"]
+    assert curves(left) == ["Ours, K=10", "independent generators, K=10", "independent generators, K=15"]
+    assert curves(right) == ["Ours, K=10", "MLE EBM, K=10"]
     assert len(left.lines) == 4, "two seeds of ours"
     assert max(left.lines[0].get_ydata()) < 1, "validation and the other setting are left out"
     assert min(left.lines[0].get_xdata()) == 6, "the warm start has no energy"
-    assert "bench run --method mle_ebm --dataset polydigits --preset quick --set data_steps=60" in commands
+    assert "bench run --method mle_ebm --dataset polydigits --preset quick --set data_steps=20" in commands
     assert not any("--method ours" in command for command in commands)
 
 
 def test_figure_3_compares_inference(tmp_path, drawn):
     write_run(tmp_path, "ours", ours_scores(), hyper=STEPS, log=log("generator", -1))
-    changed = {"latent_steps": 60}
+    changed = {"latent_steps": 20}
     write_run(tmp_path, "indep_inference", ours_scores(), overrides=changed, log=log("generator", 2))
     _, commands = plot_losses("3", find_runs(tmp_path), tmp_path / "out")
     (axis,) = drawn[0].axes
-    assert curves(axis) == ["Ours, T=10", "independent inference, T=60"]
+    assert curves(axis) == ["Ours, T=10", "independent inference, T=20"]
     assert commands == [
         "bench run --method indep_inference --dataset polydigits --preset quick",
-        "bench run --method indep_inference --dataset polydigits --preset quick --set latent_steps=100",
+        "bench run --method indep_inference --dataset polydigits --preset quick --set latent_steps=33",
     ]
 
 

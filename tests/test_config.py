@@ -27,7 +27,8 @@ PRESETS = Path(config.__file__).parent / "presets"
 
 @pytest.mark.parametrize("dataset", ["polydigits", "polymnist"])
 @pytest.mark.parametrize(
-    "method", ["mmvae", "mmvaeplus", "mopoe", "mvebm_base", "mvebm_gen", "ours", "ours_w"]
+    "method",
+    ["mmjsd", "mmvae", "mmvaeplus", "mopoe", "mvae", "mvebm_base", "mvebm_gen", "mvtcae", "ours", "ours_w"],
 )
 def test_every_preset_resolves(method: str, dataset: str) -> None:
     names = preset_names(dataset)

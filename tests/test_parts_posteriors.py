@@ -133,3 +133,15 @@ def test_subsets() -> None:
     for count in range(1, 6):
         found = subsets(map(str, range(count)))
         assert len(found) == len(set(found)) == 2**count - 1
+
+
+def test_weighted_mixture_draws_follow_their_weights() -> None:
+    torch.manual_seed(6)
+    batch, weights = 6000, (0.5, 0.0, 0.3, 0.2)
+    experts = [Diagonal(torch.full((batch, 2), 100.0 * c), torch.ones(batch, 2)) for c in range(4)]
+    chosen = (mixture_rsample(experts, weights) / 100).round()
+    assert (chosen[:, 0] == chosen[:, 1]).all()
+    for part in chosen[:, 0].long().chunk(3):
+        counts = torch.bincount(part, minlength=4).double() / len(part)
+        for found, wanted in zip(counts.tolist(), weights, strict=True):
+            assert abs(found - wanted) <= 5 * math.sqrt(wanted * (1 - wanted) / len(part))

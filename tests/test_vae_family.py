@@ -16,6 +16,7 @@ CHANGES = {
     "width": 16, "likelihood_scale": 0.3, "image_weight": 0.5, "text_weight": 3.0, "lr": 1e-5, "clip": 2.0,
     "prior_steps": 3, "prior_step_size": 0.1, "energy_width": 32, "energy_start": 0.5, "lr_energy": 1e-3,
     "beta1_energy": 0.1, "decay_energy": 0.5,
+    "anneal": 0.5, "random_subsets": 2, "prior_weight": 0.7, "prior_component": True, "alpha": 0.2,
 }  # fmt: skip
 
 
@@ -192,6 +193,7 @@ def test_one_modality_is_enough(cls: type[Method]) -> None:
 def test_impossible_settings_are_named(cls: type[Method]) -> None:
     cases = {"latent": 0, "likelihood": "cauchy", "likelihood_scale": 0.0, "network": "vit", "samples": 0}
     cases |= {"private": 0, "family": "cauchy", "estimator": "vimco", "energy_start": 1.5, "prior_steps": -1}
+    cases |= {"anneal": 1.5, "random_subsets": 4, "prior_weight": -0.1, "alpha": 1.1}
     accepted = inspect.signature(cls).parameters
     for name, value in cases.items():
         if name in accepted:

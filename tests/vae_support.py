@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributions import Categorical, Laplace
 
 from datasets.spec import Batch, DataSpec, Modality
 from methods.base import Method, Progress
+from methods.mmjsd import MMJSD
 from methods.mmvae import MMVAE
 from methods.mmvaeplus import MMVAEPlus
 from methods.mopoe import MoPoE
+from methods.mvae import MVAE
 from methods.mvebm_base import MVEBMBase
 from methods.mvebm_gen import MVEBMGen
+from methods.mvtcae import MVTCAE
 
-METHODS: tuple[type[Method], ...] = (MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen)
+METHODS: tuple[type[Method], ...] = (MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen, MVAE, MMJSD, MVTCAE)
 PRIVATE = (MMVAEPlus, MVEBMGen)
+ONE_SAMPLE = (MoPoE, MVAE, MMJSD, MVTCAE)
 
 SPEC = DataSpec(
     (
@@ -41,21 +47,57 @@ def build(cls: type[Method], seed: int = 0, **hyper: Any) -> Method:
     """A small instance with weights from `seed`: 4 shared and 3 private dimensions, two samples."""
     torch.manual_seed(seed)
     small: dict[str, Any] = {"latent": 4, "network": "cnn", "width": 8, "private": 3, "samples": 2}
-    if cls is MoPoE:
+    if cls in ONE_SAMPLE:
         del small["samples"]
     if cls not in PRIVATE:
         del small["private"]
     return cls(SPEC, **{**small, **hyper})
 
 
-def seeded(method: Method, x: Batch, seed: int = 0, progress: Progress = NOW) -> torch.Tensor:
+def seeded(method: Method, x: Batch, seed: int = 0, progress: Progress = NOW) -> Tensor:
     """The training loss under a fixed seed."""
     torch.manual_seed(seed)
     loss = method(x, progress)
     return loss.total
 
 
-def location(method: Method, name: str, latent: torch.Tensor) -> torch.Tensor:
+def location(method: Method, name: str, latent: Tensor) -> Tensor:
     """What decoder `name` means in the data's own units: its images count in [-1, 1], its logits do not."""
     raw = method.decoders[name](latent)
     return raw / 2 + 0.5 if SPEC[name].kind == "image" else raw
+
+
+def exact(x: Batch) -> Batch:
+    """The same batch in float64, tokens as they are."""
+    return {n: t.double() if t.is_floating_point() else t for n, t in x.items()}
+
+
+def moments(method: Method, x: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and variance of every normal expert, from the raw outputs of its network."""
+    found = {}
+    for m in SPEC:
+        mean, log_variance = method.encoders[m.name].towers[0](
+            2 * x[m.name] - 1 if m.kind == "image" else x[m.name]
+        )
+        found[m.name] = mean, log_variance.exp()
+    return found
+
+
+def log_density(method: Method, x: Batch, name: str, z: Tensor) -> Tensor:
+    """log p_m(x_m | z) of one modality, for the default likelihood, by torch.distributions."""
+    out = location(method, name, z)
+    if SPEC[name].kind == "text":
+        return Categorical(logits=out).log_prob(x[name]).sum(-1)
+    return Laplace(out, 0.75).log_prob(x[name]).sum((-1, -2, -3))
+
+
+def assert_same_descent(method: Method, loss: Tensor, reference: Tensor) -> None:
+    """Both losses, and their gradients to every parameter, agree in float64."""
+    torch.testing.assert_close(loss, reference, rtol=1e-10, atol=1e-8)
+    names, parameters = zip(*method.named_parameters(), strict=True)
+    ours, theirs = (torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, reference))
+    for name, own, other in zip(names, ours, theirs, strict=True):
+        message = f"gradient of {name}"
+        torch.testing.assert_close(
+            own, other, rtol=1e-6, atol=1e-8, msg=lambda text, m=message: f"{m}: {text}"
+        )

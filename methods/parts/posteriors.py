@@ -46,11 +46,17 @@ def mixture_log_prob(components: Sequence[Diagonal], z: Tensor) -> Tensor:
     return logs.logsumexp(0) - math.log(len(components))
 
 
-def mixture_rsample(components: Sequence[Diagonal]) -> Tensor:
-    """One draw `[B, D]` of the uniform mixture; the component is drawn anew for every example."""
+def mixture_rsample(components: Sequence[Diagonal], weights: Sequence[float] | None = None) -> Tensor:
+    """One draw `[B, D]` of the mixture; the component is drawn anew for every example.
+
+    weights: of the components, of sum 1 (None: uniform).
+    """
     every = stack(components)
     batch = every.location.shape[1]
-    chosen = torch.randint(len(components), (batch,), device=every.location.device)
+    if weights is None:
+        chosen = torch.randint(len(components), (batch,), device=every.location.device)
+    else:
+        chosen = torch.multinomial(every.location.new_tensor(weights), batch, replacement=True)
     rows = torch.arange(batch, device=chosen.device)
     return Diagonal(every.location[chosen, rows], every.scale[chosen, rows], every.laplace).rsample()
 

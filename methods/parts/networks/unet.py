@@ -59,6 +59,10 @@ class RefinerUNet(nn.Module):
             dropout=dropout,
             num_class_embeds=kinds if kinds > 1 else None,
         )
+        for module in self.net.modules():
+            if hasattr(module, "to_k"):
+                # A bias of the keys adds the same to all scores of a query, and the softmax drops it.
+                module.to_k.register_parameter("bias", None)
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, kind: Tensor) -> Tensor:
         left, right, top, bottom = self.pad

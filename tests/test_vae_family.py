@@ -15,7 +15,7 @@ CHANGES = {
     "latent": 5, "private": 5, "samples": 3, "beta": 0.3, "learn_prior": False, "network": "resnet",
     "width": 16, "likelihood_scale": 0.3, "image_weight": 0.5, "text_weight": 3.0, "lr": 1e-5, "clip": 2.0,
     "prior_steps": 3, "prior_step_size": 0.1, "energy_width": 32, "energy_start": 0.5, "lr_energy": 1e-3,
-    "beta1_energy": 0.1, "decay_energy": 0.5,
+    "beta1_energy": 0.1, "decay_energy": 0.5, "correlation": 0.2, "entropy": 10.0, "decoded": 2,
 }  # fmt: skip
 
 
@@ -191,6 +191,7 @@ def test_one_modality_is_enough(cls: type[Method]) -> None:
 @every()
 def test_impossible_settings_are_named(cls: type[Method]) -> None:
     cases = {"latent": 0, "likelihood": "cauchy", "likelihood_scale": 0.0, "network": "vit", "samples": 0}
+    cases |= {"correlation": 1.0, "decoded": 8}
     cases |= {"private": 0, "family": "cauchy", "estimator": "vimco", "energy_start": 1.5, "prior_steps": -1}
     accepted = inspect.signature(cls).parameters
     for name, value in cases.items():

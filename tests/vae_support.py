@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
 from datasets.spec import Batch, DataSpec, Modality
 from methods.base import Method, Progress
+from methods.codevae import CoDEVAE
+from methods.helvae import HELVAE
 from methods.mmvae import MMVAE
 from methods.mmvaeplus import MMVAEPlus
+from methods.mohelvae import MoHELVAE
 from methods.mopoe import MoPoE
 from methods.mvebm_base import MVEBMBase
 from methods.mvebm_gen import MVEBMGen
+from methods.mwbvae import MWBVAE
 
-METHODS: tuple[type[Method], ...] = (MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen)
+METHODS: tuple[type[Method], ...] = (
+    MMVAE,
+    MMVAEPlus,
+    MoPoE,
+    MVEBMBase,
+    MVEBMGen,
+    MWBVAE,
+    CoDEVAE,
+    HELVAE,
+    MoHELVAE,
+)
 PRIVATE = (MMVAEPlus, MVEBMGen)
 
 SPEC = DataSpec(
@@ -41,11 +56,22 @@ def build(cls: type[Method], seed: int = 0, **hyper: Any) -> Method:
     """A small instance with weights from `seed`: 4 shared and 3 private dimensions, two samples."""
     torch.manual_seed(seed)
     small: dict[str, Any] = {"latent": 4, "network": "cnn", "width": 8, "private": 3, "samples": 2}
-    if cls is MoPoE:
-        del small["samples"]
-    if cls not in PRIVATE:
-        del small["private"]
+    small = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters}
     return cls(SPEC, **{**small, **hyper})
+
+
+def doubled(x: Batch) -> Batch:
+    """The batch with its images in float64, for a method in float64."""
+    return {n: t.double() if t.is_floating_point() else t for n, t in x.items()}
+
+
+def gradients(method: Method, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """d value / d parameter by name, zero where there is none."""
+    named = dict(method.named_parameters())
+    found = torch.autograd.grad(value, list(named.values()), allow_unused=True, retain_graph=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)
+    }
 
 
 def seeded(method: Method, x: Batch, seed: int = 0, progress: Progress = NOW) -> torch.Tensor:

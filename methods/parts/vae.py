@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from datasets.spec import Batch, DataSpec, UserError
+from datasets.spec import Batch, DataSpec, Modality, UserError
 from methods.base import Method, ParamGroup, check_sampler
+from methods.parts.chunks import chunk_size, couples_rows, in_chunks, row_bytes
 from methods.parts.latents import Diagonal, Expert, ExpertEncoder, check_family
 from methods.parts.likelihoods import Likelihood
 from methods.parts.networks.build import build_decoder
@@ -76,6 +77,7 @@ class MultimodalVAE(Method):
         self.decoders = nn.ModuleDict(
             {m.name: build_decoder(m, private + latent, network, width) for m in spec}
         )
+        self._kept = {m.name: self._decoding_bytes(m) for m in spec}
 
     # -- pieces of the bounds
 
@@ -97,7 +99,10 @@ class MultimodalVAE(Method):
         An affine map that the last layer could absorb: the same model, but started at mid-grey instead of
         black, without which the few steps of `quick` go into the mean brightness.
         """
-        raw = self.decoders[name](self.joined(name, z, w))
+        return self._location(name, self.joined(name, z, w))
+
+    def _location(self, name: str, latent: Tensor) -> Tensor:
+        raw = self.decoders[name](latent)
         return (raw + 1) / 2 if self.spec[name].kind == "image" else raw
 
     def log_likelihoods(
@@ -105,9 +110,33 @@ class MultimodalVAE(Method):
     ) -> dict[str, Tensor]:
         """lambda_n log p_n(x_n | z, w_n) `[..., B]` of every modality; z and w_n are `[..., B, D]`.
 
-        One decoder call per modality, whatever the leading dimensions.
+        One decoder call per modality, whatever the leading dimensions, unless that keeps more than its
+        share of `memory` for the backward pass: then chunks of that share, each computed twice.
         """
-        return {m.name: self.likelihood(m, x[m.name], self.output(m.name, z, w)) for m in self.spec}
+        return {m.name: self._log_likelihood(m, x[m.name], self.joined(m.name, z, w)) for m in self.spec}
+
+    def _log_likelihood(self, modality: Modality, x: Tensor, latent: Tensor) -> Tensor:
+        leading = latent.shape[:-1]
+        rows, limit = leading.numel(), self.memory * 1e9 / len(self.spec)
+        size = chunk_size(rows, self._kept[modality.name], limit)
+        if size == rows:
+            return self.likelihood(modality, x, self._location(modality.name, latent))
+
+        def part(latent: Tensor, example: Tensor) -> Tensor:
+            return self.likelihood(modality, x[example], self._location(modality.name, latent))
+
+        example = torch.arange(len(x), device=x.device).repeat(rows // len(x))
+        return in_chunks(part, size, latent.flatten(0, -2), example).view(leading)
+
+    def _decoding_bytes(self, modality: Modality) -> int:
+        """What one decoding and its likelihood keep for the backward pass; 0 if it cannot be cut out."""
+        if couples_rows(self.decoders[modality.name]):
+            return 0
+        kind = torch.float32 if modality.kind == "image" else torch.int64
+        x, latent = torch.zeros(1, *modality.shape, dtype=kind), torch.zeros(1, self.private + self.latent)
+        return row_bytes(
+            lambda x, latent: self.likelihood(modality, x, self._location(modality.name, latent)), x, latent
+        )
 
     @staticmethod
     def joined(name: str, z: Tensor, w: Mapping[str, Tensor] | None) -> Tensor:

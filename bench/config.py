@@ -38,8 +38,8 @@ class TrainConfig:
     steps: optimiser steps over all stages. flops: where set, `steps` is replaced by as many steps as
     this many floating-point operations pay for. ema: decay of the averaged weights that are then the
     ones scored. schedule: of every learning rate within a stage, beside the per-epoch decay of a group.
-    memory: GB that the decodings of one step may keep for the backward pass; what exceeds it is decoded
-    in chunks and computed twice, which changes rounding only.
+    memory: GB that encoders and decoders may keep for the backward pass of one step; what exceeds it runs
+    in chunks and is computed twice, which changes rounding only.
     validate_every, checkpoint_every, deterministic, memory: do not enter the identity of a run.
     """
 

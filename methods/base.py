@@ -111,7 +111,7 @@ class Method(nn.Module):
         latents: `shared` or `shared+private`.
         samplers: sampler name -> tasks (`joint`, `cross`) it can serve; the first is the default.
         chains: kinds of chain (`data`, `posterior`, `prior`) that `chain` can run.
-        memory: GB that the decodings of a training step may keep for the backward pass, where a method
+        memory: GB that encoders and decoders may keep for the backward pass of one step, where a method
             can save memory at the price of time; `train.memory` of the harness. Changes rounding only.
 
     Class attributes for `bench check`, all optional:

@@ -221,9 +221,9 @@ def reference(experts: Sequence[Diagonal], points: int = 4001) -> tuple[np.ndarr
     logs, firsts, seconds = [], [], []
     for a in experts:
         for b in experts:
-            width = np.maximum(a.scale, b.scale).numpy()
-            low = np.minimum(a.location, b.location).numpy() - 12 * width
-            high = np.maximum(a.location, b.location).numpy() + 12 * width
+            width = torch.maximum(a.scale, b.scale).numpy()
+            low = torch.minimum(a.location, b.location).numpy() - 12 * width
+            high = torch.maximum(a.location, b.location).numpy() + 12 * width
             axis = np.linspace(low, high, points)  # [points, D]
             log_root = 0.5 * (
                 norm.logpdf(axis, a.location.numpy(), a.scale.numpy())

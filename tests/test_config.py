@@ -26,9 +26,7 @@ PRESETS = Path(config.__file__).parent / "presets"
 
 
 @pytest.mark.parametrize("dataset", ["polydigits", "polymnist"])
-@pytest.mark.parametrize(
-    "method", ["mmvae", "mmvaeplus", "mopoe", "mvebm_base", "mvebm_gen", "ours", "ours_w"]
-)
+@pytest.mark.parametrize("method", method_names())
 def test_every_preset_resolves(method: str, dataset: str) -> None:
     names = preset_names(dataset)
     assert {"quick", "fair", "paper"} <= set(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ def build_method(config: RunConfig, spec: DataSpec, device: torch.device | str =
             raise UserError(
                 f"{config.method} refuses these hyper-parameters ({error}); change them"
             ) from error
+    method.memory = config.train.memory
     # Tensor cores want channels last; on a CPU the narrow networks of `quick` lose a third of their speed.
     wide = torch.device(device).type == "cuda"
     return method.to(device, memory_format=torch.channels_last if wide else torch.preserve_format)
@@ -145,5 +147,7 @@ def steps_for_flops(method: Method, train: Split, config: TrainConfig, device: t
 
     assert config.flops is not None
     size = min(config.batch_size, len(train))
+    method.memory = math.inf  # what is decoded twice to save memory must not shorten the training
     cost = step_cost(method, fetch(train, slice(0, size), device))
+    method.memory = config.memory
     return max(1, round(config.flops / max(1.0, cost.flops)))

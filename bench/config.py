@@ -38,7 +38,9 @@ class TrainConfig:
     steps: optimiser steps over all stages. flops: where set, `steps` is replaced by as many steps as
     this many floating-point operations pay for. ema: decay of the averaged weights that are then the
     ones scored. schedule: of every learning rate within a stage, beside the per-epoch decay of a group.
-    validate_every, checkpoint_every, deterministic: do not enter the identity of a run.
+    memory: GB that encoders and decoders may keep for the backward pass of one step; what exceeds it runs
+    in chunks and is computed twice, which changes rounding only.
+    validate_every, checkpoint_every, deterministic, memory: do not enter the identity of a run.
     """
 
     __pydantic_config__ = _FORBID
@@ -52,10 +54,11 @@ class TrainConfig:
     validate_every: Annotated[int, Ge(0)] = 500
     checkpoint_every: Annotated[int, Gt(0)] = 500
     deterministic: bool = False
+    memory: Annotated[float, Gt(0), Lt(1e6)] = 1.0
 
     def identity(self) -> dict[str, Any]:
         """The part of the budget that changes the weights."""
-        neutral = ("validate_every", "checkpoint_every", "deterministic")
+        neutral = ("validate_every", "checkpoint_every", "deterministic", "memory")
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in neutral}
 
 

@@ -111,6 +111,8 @@ class Method(nn.Module):
         latents: `shared` or `shared+private`.
         samplers: sampler name -> tasks (`joint`, `cross`) it can serve; the first is the default.
         chains: kinds of chain (`data`, `posterior`, `prior`) that `chain` can run.
+        memory: GB that encoders and decoders may keep for the backward pass of one step, where a method
+            can save memory at the price of time; `train.memory` of the harness. Changes rounding only.
 
     Class attributes for `bench check`, all optional:
         choices: hyper-parameter -> its allowed values, where the annotation does not list them.
@@ -122,6 +124,7 @@ class Method(nn.Module):
     latents: ClassVar[str] = "shared"
     samplers: ClassVar[Mapping[str, tuple[Task, ...]]] = {"ancestral": ("joint", "cross")}
     chains: ClassVar[tuple[str, ...]] = ()
+    memory: float = 1.0
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     small: ClassVar[Mapping[str, Any]] = {}
     excused: ClassVar[Mapping[str, str]] = {}

@@ -83,6 +83,8 @@ def test_an_override_that_changes_nothing_makes_no_other_row() -> None:
         ("train.steps=many", "train.steps = 'many' is not possible"),
         ("train.precision=fp16", "must be 'fp32' or 'bf16'"),
         ("train.ema=1.5", "train.ema = 1.5"),
+        ("train.memory=0", "train.memory = 0 is not possible, it must be greater than 0"),
+        ("train.memory=inf", "train.memory = inf is not possible"),
         ("plan.metrics=coherenc", "unknown metric 'coherenc'; did you mean 'coherence'"),
         ("plan.subsets=some", "plan.subsets"),
         ("latent=big", "latent = 'big' is not possible"),

@@ -59,8 +59,9 @@ def test_a_plan_changes_the_run_but_not_its_training() -> None:
         config("train.checkpoint_every=3", "train.validate_every=0"),
         config("plan.metrics=latent"),
         config(deterministic=True),
+        config("train.memory=0.1"),
     ],
-    ids=["saving", "metrics", "deterministic"],
+    ids=["saving", "metrics", "deterministic", "memory"],
 )
 def test_what_changes_no_number_changes_no_hash(other: RunConfig) -> None:
     assert run_id(other, "data") == run_id(config(), "data")

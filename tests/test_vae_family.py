@@ -18,6 +18,7 @@ CHANGES = {
     "anneal": 0.5, "random_subsets": 2, "prior_weight": 0.7, "prior_component": True, "alpha": 0.2,
     "beta1_energy": 0.1, "decay_energy": 0.5, "clusters": 5, "spread": 3.0,
     "posterior_steps": 3, "posterior_step_size": 0.3, "posterior_max_drift": 1e-3,
+    "correlation": 0.2, "entropy": 10.0, "decoded": 2,
 }  # fmt: skip
 
 
@@ -193,6 +194,7 @@ def test_one_modality_is_enough(cls: type[Method]) -> None:
 @every()
 def test_impossible_settings_are_named(cls: type[Method]) -> None:
     cases = {"latent": 0, "likelihood": "cauchy", "likelihood_scale": 0.0, "network": "vit", "samples": 0}
+    cases |= {"correlation": 1.0, "decoded": 8}
     cases |= {"private": 0, "family": "cauchy", "estimator": "vimco", "energy_start": 1.5, "prior_steps": -1}
     cases |= {"anneal": 1.5, "random_subsets": 4, "prior_weight": -0.1, "alpha": 1.1}
     accepted = inspect.signature(cls).parameters

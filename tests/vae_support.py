@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -11,21 +12,25 @@ from torch.distributions import Categorical, Laplace
 from datasets.spec import Batch, DataSpec, Modality
 from methods.base import Method, Progress
 from methods.cmvae import CMVAE
+from methods.codevae import CoDEVAE
+from methods.helvae import HELVAE
 from methods.mmjsd import MMJSD
 from methods.mmvae import MMVAE
 from methods.mmvaeplus import MMVAEPlus
 from methods.moe_ebm import MoEEBM
+from methods.mohelvae import MoHELVAE
 from methods.mopoe import MoPoE
 from methods.mvae import MVAE
 from methods.mvebm_base import MVEBMBase
 from methods.mvebm_gen import MVEBMGen
 from methods.mvtcae import MVTCAE
+from methods.mwbvae import MWBVAE
 
-METHODS: tuple[type[Method], ...] = (
-    MMVAE, MMVAEPlus, MoPoE, MVEBMBase, MVEBMGen, MVAE, MMJSD, MVTCAE, CMVAE, MoEEBM
-)  # fmt: skip
 PRIVATE: tuple[type[Method], ...] = (MMVAEPlus, MVEBMGen, CMVAE, MoEEBM)
-ONE_SAMPLE = (MoPoE, MVAE, MMJSD, MVTCAE)
+METHODS: tuple[type[Method], ...] = (
+    *(MMVAE, MoPoE, MVEBMBase, MVAE, MMJSD, MVTCAE, MWBVAE, CoDEVAE, HELVAE, MoHELVAE),
+    *PRIVATE,
+)
 
 SPEC = DataSpec(
     (
@@ -51,11 +56,17 @@ def build(cls: type[Method], seed: int = 0, **hyper: Any) -> Method:
     """A small instance with weights from `seed`: 4 shared and 3 private dimensions, two samples."""
     torch.manual_seed(seed)
     small: dict[str, Any] = {"latent": 4, "network": "cnn", "width": 8, "private": 3, "samples": 2}
-    if cls in ONE_SAMPLE:
-        del small["samples"]
-    if cls not in PRIVATE and cls.latents == "shared":
-        del small["private"]
+    small = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters}
     return cls(SPEC, **{**small, **hyper})
+
+
+def gradients(method: Method, value: Tensor) -> dict[str, Tensor]:
+    """d value / d parameter by name, zero where there is none."""
+    named = dict(method.named_parameters())
+    found = torch.autograd.grad(value, list(named.values()), allow_unused=True, retain_graph=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)
+    }
 
 
 def seeded(method: Method, x: Batch, seed: int = 0, progress: Progress = NOW) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,6 +56,12 @@ class Diagonal:
         """The same distribution with constant parameters."""
         return Diagonal(self.location.detach(), self.scale.detach(), self.laplace)
 
+    @classmethod
+    def join(cls, parts: Sequence[Diagonal]) -> Diagonal:
+        """The distribution of a batch from those of its consecutive parts `[B_i, D]`."""
+        location, scale = torch.cat([p.location for p in parts]), torch.cat([p.scale for p in parts])
+        return cls(location, scale, parts[0].laplace)
+
 
 def check_family(family: str) -> Family:
     """`family` if it exists, else UserError."""
@@ -96,6 +102,12 @@ class Expert(NamedTuple):
 
     def detach(self) -> Expert:
         return self.map(Diagonal.detach)
+
+    @classmethod
+    def join(cls, parts: Sequence[Expert]) -> Expert:
+        """The expert of a batch from those of its consecutive parts."""
+        blocks = zip(*parts, strict=True)
+        return cls(*(None if ds[0] is None else Diagonal.join(ds) for ds in blocks))
 
 
 class ExpertEncoder(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from datasets.spec import Batch, DataSpec, UserError
+from datasets.spec import Batch, DataSpec, Modality, UserError
 from methods.base import Method, ParamGroup, check_sampler
+from methods.parts.chunks import chunk_size, couples_rows, in_chunks, row_bytes
 from methods.parts.latents import Diagonal, Expert, ExpertEncoder, check_family
 from methods.parts.likelihoods import Likelihood
 from methods.parts.networks.build import build_decoder
@@ -28,6 +29,13 @@ class Adam:
     def group(self, parameters: Iterable[nn.Parameter]) -> ParamGroup:
         """These parameters under this setting."""
         return ParamGroup(list(parameters), lr=self.lr, amsgrad=self.amsgrad, clip=self.clip or None)
+
+
+class RowBytes(NamedTuple):
+    """Bytes that one row of each network of a modality keeps for the backward pass."""
+
+    encoder: int
+    decoder: int
 
 
 class MultimodalVAE(Method):
@@ -76,16 +84,23 @@ class MultimodalVAE(Method):
         self.decoders = nn.ModuleDict(
             {m.name: build_decoder(m, private + latent, network, width) for m in spec}
         )
+        self._kept = {m.name: self._row_bytes(m) for m in spec}
 
     # -- pieces of the bounds
 
     def experts(self, x: Batch) -> dict[str, Expert]:
-        """The expert of every modality in `x`, in the order of the spec; each encoder runs once."""
+        """The expert of every modality in `x`, in the order of the spec; each encoder runs once.
+
+        Beyond its share of `memory` in chunks that are computed twice, see `log_likelihoods`.
+        """
         if not x:
             raise ValueError("no modality is given; a posterior needs at least one")
-        return {
-            name: self.encoders[name](self._centred(name, x[name])) for name in self.spec.names if name in x
-        }
+        return {name: self._expert(name, x[name]) for name in self.spec.names if name in x}
+
+    def _expert(self, name: str, x: Tensor) -> Expert:
+        encoder, x = self.encoders[name], self._centred(name, x)
+        size = self._rows_at_once(len(x), self._kept[name].encoder)
+        return encoder(x) if size == len(x) else Expert.join(in_chunks(encoder, size, x))
 
     def _centred(self, name: str, x: Tensor) -> Tensor:
         """Images [0, 1] -> [-1, 1] for the encoders; text as it is."""
@@ -97,7 +112,10 @@ class MultimodalVAE(Method):
         An affine map that the last layer could absorb: the same model, but started at mid-grey instead of
         black, without which the few steps of `quick` go into the mean brightness.
         """
-        raw = self.decoders[name](self.joined(name, z, w))
+        return self._location(name, self.joined(name, z, w))
+
+    def _location(self, name: str, latent: Tensor) -> Tensor:
+        raw = self.decoders[name](latent)
         return (raw + 1) / 2 if self.spec[name].kind == "image" else raw
 
     def log_likelihoods(
@@ -105,11 +123,45 @@ class MultimodalVAE(Method):
     ) -> dict[str, Tensor]:
         """lambda_n log p_n(x_n | z, w_n) `[..., B]` of every modality in `x`; z and w_n are `[..., B, D]`.
 
-        One decoder call per modality, whatever the leading dimensions.
+        One decoder call per modality, whatever the leading dimensions, unless that keeps more than its
+        share of `memory` for the backward pass: then chunks of that share, each computed twice.
         """
         return {
-            m.name: self.likelihood(m, x[m.name], self.output(m.name, z, w)) for m in self.spec if m.name in x
+            m.name: self._log_likelihood(m, x[m.name], self.joined(m.name, z, w))
+            for m in self.spec
+            if m.name in x
         }
+
+    def _log_likelihood(self, modality: Modality, x: Tensor, latent: Tensor) -> Tensor:
+        leading = latent.shape[:-1]
+        size = self._rows_at_once(leading.numel(), self._kept[modality.name].decoder)
+        if size == leading.numel():
+            return self.likelihood(modality, x, self._location(modality.name, latent))
+
+        def part(latent: Tensor, example: Tensor) -> Tensor:
+            return self.likelihood(modality, x[example], self._location(modality.name, latent))
+
+        example = torch.arange(len(x), device=x.device).repeat(leading[:-1].numel())
+        return torch.cat(in_chunks(part, size, latent.flatten(0, -2), example)).view(leading)
+
+    def _rows_at_once(self, rows: int, each: int) -> int:
+        """Rows that one network may take at once: all, or what an equal share of `memory` allows."""
+        share = self.memory * 1e9 / (2 * len(self.spec))
+        return chunk_size(rows, each, share) if torch.is_grad_enabled() else rows
+
+    def _row_bytes(self, modality: Modality) -> RowBytes:
+        """What an encoding and a decoding with its likelihood keep; 0 where rows cannot be separated."""
+        name, kind = modality.name, torch.float32 if modality.kind == "image" else torch.int64
+        x, latent = torch.zeros(1, *modality.shape, dtype=kind), torch.zeros(1, self.private + self.latent)
+        encoder, decoder = self.encoders[name], self.decoders[name]
+
+        def score(x: Tensor, latent: Tensor) -> Tensor:
+            return self.likelihood(modality, x, self._location(name, latent))
+
+        return RowBytes(
+            0 if couples_rows(encoder) else row_bytes(encoder, x),
+            0 if couples_rows(decoder) else row_bytes(score, x, latent),
+        )
 
     @staticmethod
     def joined(name: str, z: Tensor, w: Mapping[str, Tensor] | None) -> Tensor:

@@ -22,7 +22,8 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.second(F.leaky_relu(self.first(F.leaky_relu(x, SLOPE)), SLOPE))
+        # In place wherever nothing else needs the input: a feature map less to keep for the backward pass.
+        branch = self.second(F.leaky_relu(self.first(F.leaky_relu(x, SLOPE)), SLOPE, inplace=True))
         return self.shortcut(x) + BRANCH * branch
 
 
@@ -78,5 +79,5 @@ class ResnetDecoder(nn.Module):
         x = self.linear(z).unflatten(-1, self.start)
         for block, size in zip(self.blocks[:-1], self.sizes, strict=True):
             x = F.interpolate(block(x), size=size, mode="nearest")
-        x = self.out(F.leaky_relu(self.blocks[-1](x), SLOPE))
+        x = self.out(F.leaky_relu(self.blocks[-1](x), SLOPE, inplace=True))
         return at_least_float32(x)

@@ -67,7 +67,6 @@ class MLEEBM(Method):
         self.data_steps, self.data_step_size, self.data_noise = data_steps, data_step_size, data_noise
         self.adam = {"lr": lr_energy, "betas": (beta1, beta2), "decay": decay, "clip": clip or None}
         self.energy = JointEnergy(spec, energy_width, stem_width, stem_stride, spectral_norm)
-        self.entries = sum(m.size for m in spec)
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         x = to_model(x)
@@ -76,7 +75,7 @@ class MLEEBM(Method):
         loss, terms = contrast(self.energy, x, negatives, self.energy_penalty)
         terms["moved"] = displacement(noise, negatives)
         if progress.step % CHECK_EVERY == 0:
-            check_chains(terms, self.entries, "noise")
+            check_chains(terms, sum(m.size for m in self.spec), "noise")
         return Loss.of(terms, energy=loss)
 
     def noise(self, n: int) -> State:
@@ -87,10 +86,9 @@ class MLEEBM(Method):
 
     def revise_data(self, start: State, steps: int | None = None, record: Recorder | None = None) -> State:
         """The end of K Langevin steps on U."""
-        steps = self.data_steps if steps is None else steps
+        steps, size = self.data_steps if steps is None else steps, self.data_step_size
         with frozen(self.energy):
-            size, noise = self.data_step_size, self.data_noise
-            return langevin(start, self.energy, steps, size, noise, record=record)[0]
+            return langevin(start, self.energy, steps, size, self.data_noise, record=record)[0]
 
     def param_groups(self) -> dict[str, ParamGroup]:
         return {"energy": ParamGroup(list(self.energy.parameters()), **self.adam)}

@@ -72,7 +72,8 @@ def _panel(
         if result is not None and result not in chosen and _curves(result, figure.term):
             chosen.append(result)
         elif result not in chosen and variant.method in method_names():
-            drawn.commands.append(row_command(variant, *where))
+            command = row_command(variant, *where)
+            drawn.commands += [command] if command else []
     for result in group.results if group else ():
         changed = {key for run in result.runs for key in given(run)}
         if result.method in names and result not in chosen and changed <= {panel.varies}:

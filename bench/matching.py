@@ -100,8 +100,20 @@ def training_flops(result: Result) -> float | None:
     return None
 
 
-def row_command(variant: Variant, dataset: str, preset: str, flops: float | None = None) -> str:
-    """`bench run` with what `variant` needs; `flops`: its training budget, if it has to match another's."""
-    sets = "".join(f" --set {key}={value}" for key, value in needed(variant, dataset, preset).items())
-    sets += f" --set train.flops={flops:.4g}" if flops else ""
+def row_command(variant: Variant, dataset: str, preset: str, flops: float | None = None) -> str | None:
+    """`bench run` with what `variant` needs beyond the preset.
+
+    flops: the training budget it has to match, if any; None where that is asked for and not known yet.
+    """
+    try:
+        config = resolve(variant.method, dataset, preset)
+        usual, budget = config.hyper, config.train.flops
+    except UserError:  # a preset or data set that is not here
+        usual, budget = {}, None
+    changed = {k: v for k, v in needed(variant, dataset, preset).items() if usual.get(k) != v}
+    if variant.same_flops_as and budget is None:
+        if flops is None:
+            return None
+        changed["train.flops"] = f"{flops:.4g}"
+    sets = "".join(f" --set {key}={value}" for key, value in changed.items())
     return f"bench run --method {variant.method} --dataset {dataset} --preset {preset}{sets}"

@@ -72,7 +72,8 @@ def choose(
 def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
     """Published rows in their order, a row per variant a name may stand for, then other measured methods.
 
-    A closed table has no others, and what another table names as an ablation belongs there.
+    What another table names as an ablation belongs there. A closed table has no others but further runs of
+    the ablations that it names.
     """
     variants = sheet.book.variants
     lines: list[Line] = []
@@ -80,11 +81,16 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
         variant = variants[key]
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
-    if sheet.part.closed or sheet.group is None:
+    if sheet.group is None:
         return lines
     group, book = sheet.group, sheet.book
     used = {id(find_result(group, line.variant, book)) for line in lines}
-    rest = [r for r in group.results if r.runs and id(r) not in used and not is_ablation(r, group, book)]
+    rest = [r for r in group.results if r.runs and id(r) not in used]
+    if sheet.part.closed:
+        named = book.ablations & {line.variant.method for line in lines}
+        rest = [r for r in rest if r.method in named]
+    else:
+        rest = [r for r in rest if not is_ablation(r, group, book)]
     for result in sorted(rest, key=lambda r: (*method_order(sheet.part.dataset, r.method), r.overrides)):
         known = variants.get(result.method, Variant(result.method, result.method, method=result.method))
         label = f"{known.name} [{result.overrides}]" if result.overrides else known.name
@@ -166,7 +172,8 @@ def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str
             continue
         if line.variant.hyper:
             flops = budget_of(sheet.group, line.variant, sheet.book) if sheet.group else None
-            commands.append(row_command(line.variant, dataset, preset, flops))
+            command = row_command(line.variant, dataset, preset, flops)
+            commands += [command] if command else []
         else:
             plain.append(method)
     if plain:

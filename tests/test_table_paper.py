@@ -138,7 +138,7 @@ def test_rows_that_name_hyper_parameters_find_their_runs(tmp_path):
     table = published(tmp_path, "3")
     assert table.row("Ours, K=60").cells["fid_t2i"].value == 30.0
     assert table.row("Ours, K=10").cells["fid_t2i"].state == "missing"
-    assert any("--set data_steps=10 --set latent_steps=30" in command for command in table.commands)
+    assert any(command.endswith("--set data_steps=10") for command in table.commands)
 
 
 def test_table_8_shows_the_stand_in_distance_under_its_own_name(tmp_path):

@@ -207,7 +207,7 @@ def test_a_latent_chain_from_the_prior_forgets_the_encoder():
 def test_unknown_starts_are_refused():
     with pytest.raises(ValueError, match="data_start 'data' is none of generator, noise"):
         make(data_start="data")
-    with pytest.raises(ValueError, match="warm_start 1.5 is no share"):
+    with pytest.raises(ValueError, match="warm_start=1.5 is no share"):
         make(warm_start=1.5)
 
 

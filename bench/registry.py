@@ -28,6 +28,7 @@ DATASET_GROUP = "multimodal_bench.datasets"
 DATASETS = {
     "polydigits": "datasets.polydigits:PolyDigits",
     "polymnist": "datasets.polymnist:PolyMNIST",
+    "shapes": "datasets.shapes:Shapes",
 }
 ALIASES = {"mvebm": ("mvebm_base", "mvebm_gen")}
 

@@ -169,6 +169,10 @@ class Dataset(ABC):
         """What every table must say about this build, for example a stand-in background."""
         return ()
 
+    def sentence(self, tokens: Tensor) -> str:
+        """A caption `[length]` for people; the ids themselves where the data set knows no words."""
+        return " ".join(str(int(i)) for i in tokens)
+
     @abstractmethod
     def split(self, name: Literal["train", "val", "test"]) -> Split:
         """One split of the prepared data. Presets are tuned on `val`; `test` is only ever scored."""

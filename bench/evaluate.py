@@ -96,7 +96,7 @@ def find_judges(data: Dataset, cache: Path, device: torch.device | str = "cpu") 
 def coherence_metric(
     data: Dataset, judges: Any, test: Split, device: torch.device | str = "cpu", seed: int = 0
 ) -> AttributeMetric | CoherenceMetric:
-    """The coherence that a data set has: of attributes where it has an oracle for them, else of its digits."""
+    """The coherence of a data set: of attributes where it has an oracle for them, else of its digits."""
     oracle = getattr(data, "oracle", None)
     if oracle is not None:
         return AttributeMetric(judges, oracle, test, device, seed)

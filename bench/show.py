@@ -179,8 +179,9 @@ def _agreement(scores: Sequence[Score]) -> list[str]:
     value = {(s.metric, s.attribute): s.value for s in scores}
     names = dict.fromkeys(s.attribute for s in scores if s.metric == "coherence_joint_ceiling")
     return [
-        f"  {name or 'all attributes'}: real pairs agree {value['coherence_joint_ceiling', name]:.4f}, chance "
-        f"{value['coherence_joint_chance', name]:.4g} (joint), {value['coherence_cross_chance', name]:.4g} (cross)"
+        f"  {name or 'all attributes'}: real pairs agree {value['coherence_joint_ceiling', name]:.4f}, "
+        f"chance {value['coherence_joint_chance', name]:.4g} (joint), "
+        f"{value['coherence_cross_chance', name]:.4g} (cross)"
         for name in names
     ]
 

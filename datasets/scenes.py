@@ -24,6 +24,7 @@ COLOURS = {
 BACKGROUNDS = {
     "white": (245, 245, 245), "grey": (140, 140, 140), "black": (15, 15, 15), "brown": (95, 60, 35),
 }  # fmt: skip
+RADII = {"small": 6.5, "large": 10.5}
 NONE = "none"
 
 KINDS = {"shape": SHAPES, "colour": tuple(COLOURS), "size": SIZES, "place": PLACES}
@@ -48,7 +49,7 @@ TEMPLATES: dict[int, tuple[str, ...]] = {
     2: (
         f"a {_ONE} at the place_1 and a {_TWO} at the place_2 on a background background",
         f"on a background background a {_ONE} at the place_1 is left of a {_TWO} at the place_2",
-        f"there is a {_ONE} at the place_1 and to its right a {_TWO} at the place_2 , the background is background",
+        f"there is a {_ONE} at the place_1 and to its right a {_TWO} at the place_2 , the background is background",  # noqa: E501
         f"at the place_1 a {_ONE} and at the place_2 a {_TWO} on a background background",
     ),
 }
@@ -76,12 +77,14 @@ _ORDERS = {
     for ts in _TEMPLATES.values()
     for t in ts
 }
-"""Kinds of the attribute words in their order -> the attributes they name; a caption's order must be known."""
+"""Kinds of the attribute words in their order -> the attributes they name."""
 
 
 def draw_scenes(n: int, rng: np.random.Generator) -> Codes:
     """`n` scenes `[n, attributes]`, every attribute uniform; the right slot is empty in a third of them."""
-    columns = {name: rng.integers(0, len(values) - name.endswith("_2"), n) for name, values in ATTRIBUTES.items()}
+    columns = {
+        name: rng.integers(0, len(values) - name.endswith("_2"), n) for name, values in ATTRIBUTES.items()
+    }
     alone = rng.random(n) < 1 / 3
     for name in NAMES:
         if name.endswith("_2"):
@@ -109,7 +112,7 @@ def write_captions(scenes: Codes, rng: np.random.Generator) -> Codes:
 
 
 def read_captions(tokens: Codes) -> Codes:
-    """The scenes `[N, attributes]` that captions `[N, length]` describe; -1 throughout where one cannot be read.
+    """The scenes `[N, attributes]` that captions `[N, length]` describe; rows of -1 where one cannot be read.
 
     A caption counts up to its end token. Its attribute words must come in the order of some template;
     which words stand between them is of no matter, but an unknown word or a caption that never ends
@@ -131,7 +134,9 @@ def read_captions(tokens: Codes) -> Codes:
     return out
 
 
-def _distance(shape: NDArray[np.int64], x: NDArray[np.float32], y: NDArray[np.float32], r: NDArray[np.float32]) -> NDArray[np.float32]:
+def _distance(
+    shape: NDArray[np.int64], x: NDArray[np.float32], y: NDArray[np.float32], r: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """How far pixels lie outside a shape of radius r about the origin (below 0: inside), in pixels."""
     circle = np.hypot(x, y) - r
     square = np.maximum(abs(x), abs(y)) - 0.92 * r
@@ -162,13 +167,15 @@ def _draw(scenes: Codes, rng: np.random.Generator) -> NDArray[np.uint8]:
             return rng.uniform(-width, width, (len(there), 1, 1)).astype(np.float32)
 
         size = column[f"size_{slot}"].clip(max=len(SIZES) - 1)
-        radius = np.array([6.5, 10.5], np.float32)[size][:, None, None] + jitter(0.7)
+        radius = np.array(list(RADII.values()), np.float32)[size][:, None, None] + jitter(0.7)
         place = column[f"place_{slot}"].clip(max=len(PLACES) - 1)
         x = xs - centre - jitter(2.5)
         y = ys - np.array([14.0, 32.0, 50.0], np.float32)[place][:, None, None] - jitter(2.0)
         shape = column[f"shape_{slot}"].clip(max=len(SHAPES) - 1)[:, None, None]
         cover = (0.5 - _distance(shape, x, y, radius)).clip(0, 1) * there[:, None, None]
-        colour = np.array(list(COLOURS.values()), np.float32)[column[f"colour_{slot}"].clip(max=len(COLOURS) - 1)]
+        colour = np.array(list(COLOURS.values()), np.float32)[
+            column[f"colour_{slot}"].clip(max=len(COLOURS) - 1)
+        ]
         tone = colour[:, :, None, None] + rng.integers(-12, 13, (n, 3, 1, 1)).astype(np.float32)
         picture += (tone - picture) * cover[:, None]
     return np.rint(picture.clip(0, 255)).astype(np.uint8)

@@ -21,6 +21,7 @@ from datasets.scenes import (
     BACKGROUNDS,
     COLOURS,
     NAMES,
+    RADII,
     SIDE,
     TEMPLATES,
     VOCABULARY,
@@ -33,7 +34,7 @@ from datasets.spec import DataSpec, Modality
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 1  # of the drawing, beside the constants of `scenes`
 COUNTS = {"train": 10_000, "val": 1_000, "test": 1_000}
 NOTE = "drawn shapes, a stand-in for CUB and MSCOCO: no number compares with published ones"
 
@@ -64,7 +65,7 @@ class Shapes(PreparedDataset):
         return VOCABULARY.decode(tokens.tolist())
 
     def _locate(self) -> tuple[Path, dict[str, Any]]:
-        recipe = sha256_text(repr((VERSION, COUNTS, ATTRIBUTES, COLOURS, BACKGROUNDS, TEMPLATES)))[:8]
+        recipe = sha256_text(repr((VERSION, COUNTS, ATTRIBUTES, COLOURS, BACKGROUNDS, RADII, TEMPLATES)))[:8]
         folder = self.cache / self.name / f"seed{self.seed}-{recipe}"
 
         def build() -> dict[str, Any]:

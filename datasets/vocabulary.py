@@ -62,11 +62,13 @@ class Vocabulary:
     def learn(cls, captions: Iterable[Sequence[str]], most: int | None = None) -> Vocabulary:
         """Words with more than 3 occurrences, the most frequent first; `most` bounds the size in all."""
         counts = Counter(word for caption in captions for word in caption)
-        kept = sorted((w for w, n in counts.items() if n > RARE and w not in SPECIAL), key=lambda w: (-counts[w], w))
+        kept = sorted(
+            (w for w, n in counts.items() if n > RARE and w not in SPECIAL), key=lambda w: (-counts[w], w)
+        )
         return cls((*SPECIAL, *kept[: None if most is None else most - len(SPECIAL)]))
 
     def encode(self, captions: Sequence[Sequence[str]], length: int = LENGTH) -> NDArray[np.int64]:
-        """Tokens `[N, length]`: the first length - 1 words, the end token, padding; unknown words get id 0."""
+        """Tokens `[N, length]`: first length - 1 words, the end token, padding; unknown words are id 0."""
         out = np.full((len(captions), length), PADDING, np.int64)
         for row, caption in zip(out, captions, strict=True):
             ids = [self.ids.get(word, UNKNOWN) for word in caption[: length - 1]]

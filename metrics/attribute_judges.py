@@ -190,7 +190,9 @@ def attribute_judges(
             found |= {f"{modality.name} {a}": v for a, v in accuracies(net, modality.name, test).items()}
             validation |= {f"{modality.name} {a}": v for a, v in accuracies(net, modality.name, val).items()}
         for name, value in found.items():
-            log.log(logging.INFO if value >= FLOOR else logging.WARNING, "judge of %s: test %.4f", name, value)
+            log.log(
+                logging.INFO if value >= FLOOR else logging.WARNING, "judge of %s: test %.4f", name, value
+            )
         judges = AttributeJudges(nets, found, validation, dict.fromkeys(found, "trained"))
         save_judges(path, judges)
     return judges.to(device)

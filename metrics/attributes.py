@@ -46,7 +46,7 @@ class PictureJudges(Protocol):
 
 
 def chance_joint(codes: Codes) -> float:
-    """How often two independent rows of codes `[N, A]` are equal: the sum of the squared shares of all rows."""
+    """How often two independent rows of codes `[N, A]` are equal: sum of the squared shares of all rows."""
     _, counts = np.unique(codes, axis=0, return_counts=True)
     return float(((counts / counts.sum()) ** 2).sum())
 
@@ -228,7 +228,10 @@ class AttributeMetric:
         scores += self._agreement(right, "cross", "_ceiling", task="cross")
         for kind, chance in (("joint", chance_joint), ("cross", chance_cross)):
             each = {a: chance(labels[:, i : i + 1]) for i, a in enumerate(self.attributes)}
-            found = [("coherence", "", chance(labels)), ("attribute", "", float(np.mean(list(each.values()))))]
+            found = [
+                ("coherence", "", chance(labels)),
+                ("attribute", "", float(np.mean(list(each.values())))),
+            ]
             found += [("coherence", a, value) for a, value in each.items()]
             scores += [
                 Score(f"{name}_{kind}_chance", value, len(labels), "", task=kind, attribute=a)

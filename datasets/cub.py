@@ -20,8 +20,9 @@ from datasets.sources import decode_picture, read_arrays, read_records, read_tex
 
 # The species that no method sees in training: the zero-shot split of Reed et al.
 TEST_CLASSES = frozenset((
-    1, 4, 6, 8, 9, 14, 23, 29, 31, 33, 34, 35, 36, 37, 38, 43, 49, 51, 53, 66, 72, 79, 83, 84, 86, 91, 95, 96,
-    98, 101, 102, 103, 112, 114, 119, 121, 130, 135, 138, 147, 156, 163, 165, 166, 180, 183, 185, 186, 187, 197,
+    1, 4, 6, 8, 9, 14, 23, 29, 31, 33, 34, 35, 36, 37, 38, 43, 49, 51, 53, 66,
+    72, 79, 83, 84, 86, 91, 95, 96, 98, 101, 102, 103, 112, 114, 119, 121, 130, 135, 138, 147,
+    156, 163, 165, 166, 180, 183, 185, 186, 187, 197,
 ))  # fmt: skip
 
 IMAGES_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -43,9 +44,10 @@ def split_of(species: int) -> str:
 
 
 class CUB(CaptionedDataset):
-    """64x64 pictures of birds: 88,550 training pairs (5 % of pictures held out as `val`), 29,330 test ones.
+    """64x64 birds: 88,550 training pairs (5 % of images held out as `val`), 29,330 test ones.
 
-    `data`: a folder with either layout, whole or in part; a partial build has another fingerprint and says so.
+    `data`: a folder with either layout, whole or in part; a partial build has another fingerprint, and says
+    so.
     """
 
     name: ClassVar[str] = "cub"

@@ -23,7 +23,7 @@ from torch import Tensor
 from datasets.archive import Unreachable
 from datasets.files import as_tensor, sha256_text
 from datasets.packed import Compressed, Shared
-from datasets.prepared import PreparedDataset, prepared_or, write_prepared
+from datasets.prepared import PreparedDataset, open_prepared, prepared_or, write_prepared
 from datasets.spec import DataSpec, Modality, Split, UserError
 from datasets.vocabulary import Vocabulary, tokenise
 
@@ -112,6 +112,8 @@ class CaptionedDataset(PreparedDataset):
         folder = self._folder("published")
         if (folder / "info.json").exists():
             return prepared_or(lambda: self._build(folder, self._published()), folder)
+        if given is None and (copy := self._local_copy()) is not None:
+            return copy
         try:
             published = self._published()
         except Unreachable as error:
@@ -120,6 +122,18 @@ class CaptionedDataset(PreparedDataset):
                 f" {self.wanted} by --data or BENCH_DATA"
             ) from error
         return prepared_or(lambda: self._build(folder, published), folder)
+
+    def _local_copy(self) -> tuple[Path, dict[str, Any]] | None:
+        """The one copy that was prepared from a local folder, when nothing says which folder is meant."""
+        pattern = self._folder("local-*")
+        found = [p for p in pattern.parent.glob(pattern.name) if p.is_dir()]
+        if len(found) > 1:
+            raise UserError(
+                f"'{found[0].parent}' holds {len(found)} builds of {self.name} from local folders: say which by"
+                " --data or BENCH_DATA"
+            )
+        info = open_prepared(found[0]) if found else None
+        return (found[0], info) if info is not None else None
 
     def _folder(self, source: str) -> Path:
         return self.cache / self.name / f"{source}-v{VERSION}-seed{self.seed}"
@@ -200,7 +214,7 @@ class CaptionedDataset(PreparedDataset):
         captions: dict[tuple[str, str], list[Any]],
         vocabulary: Vocabulary,
     ) -> list[str]:
-        """What a table must say: that a build is partial. UserError for wrong counts of a whole one."""
+        """What a table must say: that a build is partial. UserError for archives of other counts."""
         images = {split: len(found) for split, found in keys.items()}
         texts = {s: sum(len(t) for (split, _), t in captions.items() if split == s) for s in images}
         whole = self.whole

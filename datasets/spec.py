@@ -101,7 +101,10 @@ def to_float(images: Tensor) -> Tensor:
 
 @dataclass
 class Split:
-    """One split, held whole: uint8 images and int64 tokens, converted batch by batch.
+    """One split: uint8 images and int64 tokens, converted batch by batch.
+
+    `stored`: by modality a tensor, or what is indexed like one (pictures that captions share, or that are
+    decoded when they are wanted).
 
     `labels`: attribute name -> int64 `[N]`. `groups`: modality name -> int64 `[N]`, the identity of
     the source picture behind each entry; intervals resample by it where tuples recombine few

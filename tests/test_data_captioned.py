@@ -84,6 +84,16 @@ def test_a_part_is_named_as_partial_and_has_its_own_fingerprint(tmp_path: Path, 
     assert part.notes[1] == "1 pictures are missing, their captions are left out"
 
 
+def test_the_only_local_build_serves_without_its_folder(tmp_path: Path, folder: Path) -> None:
+    first = CUB(tmp_path / "cache", folder)
+    first.prepare()
+    assert CUB(tmp_path / "cache").fingerprint == first.fingerprint
+    mini.write(folder, {text_of(mini.TRAIN, 0): b"another bird\n"})
+    CUB(tmp_path / "cache", folder).prepare()
+    with pytest.raises(UserError, match="holds 2 builds of cub from local folders: say which"):
+        CUB(tmp_path / "cache").prepare()
+
+
 def test_packed_layout_at_both_sizes(tmp_path: Path) -> None:
     root = mini.packed_cub(tmp_path / "data" / "cub")
     small = CUB(tmp_path / "cache", root.parent)

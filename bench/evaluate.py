@@ -20,6 +20,7 @@ from bench.randomness import derive, forked
 from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
 from methods.base import Diverged, Method
 from metrics import METRICS
+from metrics.attributes import AttributeMetric
 from metrics.chains import chain_scores
 from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
@@ -70,11 +71,18 @@ def check_metrics(names: tuple[str, ...]) -> None:
 
 
 def find_judges(data: Dataset, cache: Path, device: torch.device | str = "cpu") -> tuple[Any | None, str]:
-    """The digit classifiers of a data set, or None and the reason why there are none."""
+    """The classifiers that judge a data set (of its attributes, where it has an oracle for them, else of
+    its digits), or None and the reason why there are none."""
+    from metrics.attribute_judges import attribute_judges
     from metrics.judges import digit_judges
 
     test = data.split("test")
     images = {m.name for m in data.spec.images}
+    if (oracle := getattr(data, "oracle", None)) is not None:
+        splits = (data.split("train"), data.split("val"), test)
+        return attribute_judges(
+            data.spec, oracle.attributes, *splits, data.fingerprint, Path(cache), device
+        ), ""
     if LABEL not in test.labels:
         return None, f"the data set has no label '{LABEL}' to judge by"
     if len(images) < 2:
@@ -83,6 +91,16 @@ def find_judges(data: Dataset, cache: Path, device: torch.device | str = "cpu") 
     test = _restricted(test, images)
     official = getattr(data, "official_classifiers", None)
     return digit_judges(test.spec, *parts, test, data.fingerprint, Path(cache), official, device), ""
+
+
+def coherence_metric(
+    data: Dataset, judges: Any, test: Split, device: torch.device | str = "cpu", seed: int = 0
+) -> AttributeMetric | CoherenceMetric:
+    """The coherence of a data set: of attributes where it has an oracle for them, else of its digits."""
+    oracle = getattr(data, "oracle", None)
+    if oracle is not None:
+        return AttributeMetric(judges, oracle, test, device, seed)
+    return CoherenceMetric(judges, test, device, LABEL, seed)
 
 
 def _restricted(split: Split, names: set[str]) -> Split:
@@ -244,7 +262,7 @@ def _event_metrics(
             elif judges is None:
                 _unavailable(result, name, reason)
             elif name == "coherence":
-                found.append(CoherenceMetric(judges, test, device, LABEL, seed=derive(seed, "intervals")))
+                found.append(coherence_metric(data, judges, test, device, derive(seed, "intervals")))
             else:
                 found.append(fd_clf(judges, test, train, drawn=plan.joint, **common))
         except (Unavailable, ValueError) as error:

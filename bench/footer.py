@@ -67,12 +67,12 @@ def ceiling_notes(runs: list[Run]) -> list[str]:
     shown: dict[str, str] = {}
     for run in runs:
         for score in run.scores:
-            bound = next((b for b in ("ceiling", "floor") if score.metric.endswith(f"_{b}")), "")
-            if bound and score.value is not None and not score.given and not score.target:
+            bound = next((b for b in ("ceiling", "floor", "chance") if score.metric.endswith(f"_{b}")), "")
+            if bound and score.value is not None and not (score.given or score.target or score.attribute):
                 count = f"n={score.n:,}" if bound == "floor" else ""
-                what = " ".join(part for part in (score.task, score.attribute, count) if part)
+                what = " ".join(part for part in (score.task, count) if part)
                 name = score.metric.removesuffix(f"_{bound}").replace("_", " ")
-                text = f"{score.value:.3f}" if bound == "ceiling" else f"{score.value:.2f}"
+                text = f"{score.value:.2f}" if bound == "floor" else f"{score.value:.3f}"
                 shown.setdefault(f"{name} {bound}{f' ({what})' if what else ''}", text)
     if not shown:
         return []

@@ -104,6 +104,7 @@ def cell_size(blocks: Sequence[Block]) -> tuple[int, float]:
 def draw_block(axis: Any, block: Block, size: int, words: Words | None) -> None:
     """Paste the pictures into one canvas and show it; texts are written over blank cells."""
     step = size + GAP * max(1, size // 84)
+    most = 9 if cell_size([block])[1] > 0.5 else 6
     rows = list(block.rows.items())
     tops, at = [], 0
     for name, _ in rows:
@@ -118,7 +119,7 @@ def draw_block(axis: Any, block: Block, size: int, words: Words | None) -> None:
                 canvas[top : top + size, left : left + size] = picture(cell, size)
             else:
                 text = words(cell) if words else " ".join(str(int(i)) for i in cell)
-                _write(axis, text, left + size / 2, top + size / 2)
+                _write(axis, text, left + size / 2, top + size / 2, most)
     axis.imshow(canvas, interpolation="antialiased")
     for column, label in enumerate(block.columns):
         axis.text(column * step + size / 2, -size * 0.1, label, ha="center", va="bottom", fontsize=7)
@@ -126,11 +127,11 @@ def draw_block(axis: Any, block: Block, size: int, words: Words | None) -> None:
         axis.set_title(block.title, fontsize=8, pad=14 if block.columns else 3)
 
 
-def _write(axis: Any, text: str, x: float, y: float) -> None:
-    """A text in a cell, folded, cut where it would not fit."""
+def _write(axis: Any, text: str, x: float, y: float, most: int = 6) -> None:
+    """A text in a cell, folded, cut to `most` lines where it would not fit."""
     import textwrap
 
-    lines = textwrap.wrap(text, 14)[:6]
+    lines = textwrap.wrap(text, 15)[:most]
     axis.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=4)
 
 

@@ -28,6 +28,10 @@ DATASET_GROUP = "multimodal_bench.datasets"
 DATASETS = {
     "polydigits": "datasets.polydigits:PolyDigits",
     "polymnist": "datasets.polymnist:PolyMNIST",
+    "shapes": "datasets.shapes:Shapes",
+    "cub": "datasets.cub:CUB",
+    "cub256": "datasets.cub:CUB256",
+    "coco": "datasets.coco:COCO",
 }
 ALIASES = {"mvebm": ("mvebm_base", "mvebm_gen")}
 

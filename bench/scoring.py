@@ -74,12 +74,12 @@ def draw_grid(method: Method, data: Dataset, config: RunConfig, path: Path) -> N
     method.eval()
     with forked(derive(config.seed, "grid")), torch.no_grad(), autocast(device, config.train.precision):
         batch = method.joint_generate(GRID_COLUMNS)
-    save_grid(batch, path)
+    save_grid(batch, path, data)
 
 
-def save_grid(batch: Batch, path: Path) -> None:
-    """Write a picture of a batch: rows modalities, columns tuples."""
+def save_grid(batch: Batch, path: Path, data: Dataset) -> None:
+    """Write a picture of a batch: rows modalities, columns tuples, captions in words."""
     from bench.grids import sample_grid
 
     whole = {k: t.detach().float() if t.is_floating_point() else t.detach() for k, t in batch.items()}
-    sample_grid({k: t.cpu() for k, t in whole.items()}, path)
+    sample_grid({k: t.cpu() for k, t in whole.items()}, path, data.sentence)

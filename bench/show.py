@@ -122,7 +122,7 @@ def sample_run(
             seen = {n: t.to(method.device) for n, t in test.batch(rows).items() if n in given}
             targets = [n for n in names if n not in given]
             batch = {**method.cross_generate(dict(seen), targets, sampler, steps), **seen}
-    save_grid({n: batch[n] for n in names}, out)
+    save_grid({n: batch[n] for n in names}, out, data)
     return out
 
 
@@ -153,7 +153,7 @@ def cost_text(
 
 def data_text(name: str, options: Options) -> str:
     """Prepare a data set; its counts, fingerprint, notes and judges."""
-    from bench.evaluate import find_judges
+    from bench.evaluate import coherence_metric, find_judges
 
     data = prepare(name, options, Reporter())
     lines = [f"{name}, fingerprint {data.fingerprint}"]
@@ -169,7 +169,21 @@ def data_text(name: str, options: Options) -> str:
     for modality_name, accuracy in judges.accuracy.items():
         source = getattr(judges, "source", {}).get(modality_name, "")
         lines.append(f"  judge of {modality_name}: accuracy {accuracy:.4f} on test ({source})")
+    if hasattr(data, "oracle"):
+        lines += _agreement(coherence_metric(data, judges, data.split("test")).compute())
     return "\n".join(lines)
+
+
+def _agreement(scores: Sequence[Score]) -> list[str]:
+    """Agreement of real pairs and chance, per attribute and for all of them together."""
+    value = {(s.metric, s.attribute): s.value for s in scores}
+    names = dict.fromkeys(s.attribute for s in scores if s.metric == "coherence_joint_ceiling")
+    return [
+        f"  {name or 'all attributes'}: real pairs agree {value['coherence_joint_ceiling', name]:.4f}, "
+        f"chance {value['coherence_joint_chance', name]:.4g} (joint), "
+        f"{value['coherence_cross_chance', name]:.4g} (cross)"
+        for name in names
+    ]
 
 
 def methods_text() -> str:

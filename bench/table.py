@@ -52,6 +52,8 @@ def _measure(
 MEASURES: tuple[Measure, ...] = (
     _measure("coherence_joint", "joint coherence", "higher", "fraction", "joint"),
     _measure("coherence_cross", "cross coherence", "higher", "fraction", "cross"),
+    _measure("attribute_joint", "attributes joint", "higher", "fraction", "joint"),
+    _measure("attribute_cross", "attributes cross", "higher", "fraction", "cross"),
     _measure("latent_acc", "latent accuracy", "higher", "fraction", attribute=("500", "z")),
     _measure("fd_clf_uncond", "FD-clf joint", "lower", "distance", "joint"),
     _measure("fd_clf_cond_cross", "FD-clf cross", "lower", "distance", "cross"),

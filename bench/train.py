@@ -34,6 +34,7 @@ from bench.progress import Reporter, Task, duration
 from bench.randomness import Order, derive, forked, random_state, seed_all, set_random_state
 from bench.safefiles import file_hash
 from bench.store import CHECKPOINT, RunFolder
+from bench.stream import Feed
 from datasets.spec import Batch, Split, UserError
 from methods.base import Diverged, Loss, Method, Progress, Stage
 
@@ -110,6 +111,7 @@ class Loop:
         self.done = self.skipped = sum(self.budget[:first_stage])
         self.log_every = max(1, min(50, config.steps // 200))
         self.order = Order(len(train), config.batch_size, derive(seed, "order"), device)
+        self.feed = Feed(self.train, self.order, device)
         self.optimiser: StageOptimiser | None = None
         self.average: Average | None = None
         self.sums: dict[str, Tensor] = {}
@@ -169,6 +171,8 @@ class Loop:
             if self._sane():
                 raise
             status, reason = "diverged", f"at step {self.done}: loss or weights are not finite ({error})"
+        finally:
+            self.feed.close()
         wall = earlier + time.monotonic() - began
         timing = {**self.clocks, "wall_s": wall, "other_s": wall - sum(self.clocks.values())}
         timing["step_s"] = self.clocks["train_s"] / max(1, self.done - self.skipped)
@@ -212,7 +216,7 @@ class Loop:
     def _one_step(self, stage: Stage, steps: int) -> None:
         """One batch, one optimiser step for each loss."""
         assert self.optimiser is not None
-        batch = fetch(self.train, self.order.next(), self.device)
+        batch = self.feed.next()
         for loss in self._losses(batch, stage, steps):
             total = loss.total
             self.optimiser.descend(total, self.step)

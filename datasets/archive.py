@@ -1,4 +1,4 @@
-"""The published PolyMNIST archive: download (resumed, checksum pinned) and reading.
+"""Downloads (resumed, checksum pinned) of any archive, and reading of the published PolyMNIST one.
 
 Two layouts are known: pictures `<split>/m<i>/<index>.<digit>.png`, and tensors `<split>/m<i>.pt` with
 `<split>/labels.pt`; the digit classifiers may lie beside them under `clf/`.
@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Resuming:
     """
 
     def __init__(self, target: Path) -> None:
+        self.name = target.name
         self.part = target.with_name(target.name + ".part")
         self.mark = target.with_name(target.name + ".part.etag")
 
@@ -93,7 +95,7 @@ class Resuming:
             self.mark.unlink(missing_ok=True)
         with (
             open(self.part, "ab" if start else "wb") as handle,
-            tqdm(total=whole, initial=start, unit="B", unit_scale=True, desc=FILE, disable=None) as bar,
+            tqdm(total=whole, initial=start, unit="B", unit_scale=True, desc=self.name, disable=None) as bar,
         ):
             for piece in answer.iter_content(_CHUNK):
                 handle.write(piece)
@@ -106,31 +108,35 @@ class Resuming:
 
 
 def download(folder: Path, url: str | None = None) -> Path:
-    """The archive in `folder`, downloaded if need be and equal to the checksum pinned beside it.
+    """The PolyMNIST archive in `folder`, see `fetch`; no official checksum is known."""
+    return fetch(folder, url or URL, FILE)
 
-    The checksum is pinned when the archive is first seen (no official one is known). Raises
-    `Unreachable` where the server does not answer, UserError for a broken or altered download.
+
+def fetch(folder: Path, url: str, name: str, md5: str | None = None) -> Path:
+    """The archive `name` in `folder`, downloaded if need be and equal to the checksum pinned beside it.
+
+    md5: the official checksum; without one, that of the first copy seen is pinned. Raises `Unreachable` where
+    the server does not answer, UserError for a broken or altered download.
     """
     import pooch
 
-    url = url or URL
-    target, pin = folder / FILE, folder / f"{FILE}.sha256"
+    target, pin = folder / name, folder / f"{name}.sha256"
     pinned = pin.read_text(encoding="utf-8").strip() if pin.exists() else None
     if target.exists():
         check_pin(target, pin)
         return target
+    known = f"sha256:{pinned}" if pinned else f"md5:{md5}" if md5 else None
     pooch.get_logger().setLevel("WARNING")  # it would print its own advice on pinning
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log.info("downloading %s", url)
-        pooch.retrieve(
-            url,
-            known_hash=f"sha256:{pinned}" if pinned else None,
-            fname=FILE,
-            path=folder,
-            downloader=Resuming(target),
-        )
+        pooch.retrieve(url, known_hash=known, fname=name, path=folder, downloader=Resuming(target))
     except ValueError as error:
+        if not pinned:
+            raise UserError(
+                f"'{url}' is not the published file (MD5 differs): fetch it elsewhere and put it into"
+                f" '{folder}'"
+            ) from error
         raise UserError(
             f"'{url}' is not the file seen before (SHA-256 differs): if it was replaced on purpose,"
             f" remove '{pin}'"
@@ -151,8 +157,9 @@ def check_pin(archive: Path, pin: Path) -> str:
     except OSError as error:
         raise read_error(error, archive, "check the folder's permissions") from error
     if not pin.exists():
-        if not zipfile.is_zipfile(archive):
-            raise UserError(f"'{archive}' is not a whole zip archive: remove it and run the command again")
+        if not (zipfile.is_zipfile(archive) or archive.suffix != ".zip" and tarfile.is_tarfile(archive)):
+            kind = "zip" if archive.suffix == ".zip" else "tar"
+            raise UserError(f"'{archive}' is not a whole {kind} archive: remove it and run the command again")
         with atomic_file(pin) as temporary:
             temporary.write_text(actual + "\n", encoding="utf-8")
     elif pin.read_text(encoding="utf-8").strip() != actual:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datasets.files import as_tensor, read_image, sha256_text
 from datasets.prepared import PreparedDataset, prepared_or, write_prepared
-from datasets.recipe import NAMES, SIDE, balanced_pairing, composite
+from datasets.recipe import NAMES, SIDE, SPEC, balanced_pairing, composite
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class PolyDigits(PreparedDataset):
     """
 
     name: ClassVar[str] = "polydigits"
+    spec = SPEC
 
     def _locate(self) -> tuple[Path, dict[str, Any]]:
         recipe = sha256_text(repr((VERSION, COUNTS, SHARES, REGIONS, DIGIT_SIDE, GAIN)))[:8]

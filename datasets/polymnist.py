@@ -22,7 +22,7 @@ from torch import Tensor
 from datasets import archive
 from datasets.files import as_tensor, read_idx, read_image, sha256_text
 from datasets.prepared import PreparedDataset, open_prepared, prepared_or, write_prepared
-from datasets.recipe import NAMES, composite, exact_pairing
+from datasets.recipe import NAMES, SPEC, composite, exact_pairing
 from datasets.spec import UserError
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class PolyMNIST(PreparedDataset):
     """
 
     name: ClassVar[str] = "polymnist"
+    spec = SPEC
 
     def _locate(self) -> tuple[Path, dict[str, Any]]:
         root = self.cache / self.name

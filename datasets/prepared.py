@@ -24,7 +24,6 @@ from datasets.files import (
     write_json,
     write_tensors,
 )
-from datasets.recipe import NAMES, SPEC
 from datasets.spec import Dataset, Split, UserError
 
 log = logging.getLogger(__name__)
@@ -109,13 +108,12 @@ def prepared_or(build: Callable[[], dict[str, Any]], folder: Path) -> tuple[Path
 
 
 class PreparedDataset(Dataset):
-    """A data set of the five picture modalities whose splits lie in one prepared folder.
+    """A data set whose splits lie in one prepared folder.
 
-    A subclass says where that folder is and fills it (`_locate`). `labels`: `digit`. `groups`: per
-    modality the source digit picture, where it is known.
+    A subclass has the `spec`, says where that folder is and fills it (`_locate`). A part of the folder holds
+    one tensor per modality; `source.<modality>`, which become `groups` (the source picture behind each
+    entry, where it is known); whatever else it holds are `labels`.
     """
-
-    spec = SPEC
 
     def __init__(self, cache: Path, data: Path | None = None, seed: int = 0) -> None:
         super().__init__(cache, Path(data) if data is not None else None, seed)
@@ -159,7 +157,12 @@ class PreparedDataset(Dataset):
                 tensors = read_tensors(self.folder / f"{name}.safetensors")
             except Damaged as error:
                 raise UserError(f"{error}: run the command again to build this copy anew") from error
-            groups = {m: tensors[f"source.{m}"] for m in NAMES if f"source.{m}" in tensors}
-            stored = {m: tensors[m] for m in NAMES}
-            self._splits[name] = Split(SPEC, stored, {"digit": tensors["digit"]}, groups)
+            self._splits[name] = self._split(tensors)
         return self._splits[name]
+
+    def _split(self, tensors: dict[str, Tensor]) -> Split:
+        """A split from the tensors of its part."""
+        names = self.spec.names
+        groups = {m: tensors[f"source.{m}"] for m in names if f"source.{m}" in tensors}
+        labels = {k: t for k, t in tensors.items() if k not in names and not k.startswith("source.")}
+        return Split(self.spec, {m: tensors[m] for m in names}, labels, groups)

@@ -101,7 +101,10 @@ def to_float(images: Tensor) -> Tensor:
 
 @dataclass
 class Split:
-    """One split, held whole: uint8 images and int64 tokens, converted batch by batch.
+    """One split: uint8 images and int64 tokens, converted batch by batch.
+
+    `stored`: by modality a tensor, or what is indexed like one (pictures that captions share, or that are
+    decoded when they are wanted).
 
     `labels`: attribute name -> int64 `[N]`. `groups`: modality name -> int64 `[N]`, the identity of
     the source picture behind each entry; intervals resample by it where tuples recombine few
@@ -168,6 +171,10 @@ class Dataset(ABC):
     def notes(self) -> tuple[str, ...]:
         """What every table must say about this build, for example a stand-in background."""
         return ()
+
+    def sentence(self, tokens: Tensor) -> str:
+        """A caption `[length]` for people; the ids themselves where the data set knows no words."""
+        return " ".join(str(int(i)) for i in tokens)
 
     @abstractmethod
     def split(self, name: Literal["train", "val", "test"]) -> Split:

@@ -4,7 +4,7 @@ METRIC_VERSION = "2"
 """Raised whenever a change in this package changes a number; scores of two versions share no column."""
 
 METRICS = {
-    "coherence": "joint and cross coherence, diversity of the predicted digits, ceiling and judge accuracy",
+    "coherence": "joint and cross coherence of digits or attributes, diversity, ceiling and judge accuracy",
     "latent": "accuracy of linear probes on the latents, per modality and joint (latent_acc)",
     "clustering": "agreement of a method's clusters with the labels, where it has any (cluster_acc, ...)",
     "fid": "Frechet Inception distance with the published weights (fid_uncond, fid_cond, fid_cond_cross)",

@@ -119,10 +119,10 @@ class CoherenceMetric:
         out: dict[str, Bools] = {}
         for (sampler, steps), parts in self._joint.items():
             predicted = np.concatenate(parts)
-            out[f"coherence_joint/{_label(sampler, steps)}"] = _agree(predicted)
+            out[f"coherence_joint/{label_of(sampler, steps)}"] = _agree(predicted)
         for (sampler, steps), cells in self._cross.items():
             for (given, target), cell in cells.items():
-                name = f"coherence_cross/{_label(sampler, steps)}/{'+'.join(given)}/{target}"
+                name = f"coherence_cross/{label_of(sampler, steps)}/{'+'.join(given)}/{target}"
                 out[name] = cell.close()[0]
         return out
 
@@ -247,5 +247,6 @@ def _agree(predicted: NDArray[np.int64]) -> Bools:
     return equal
 
 
-def _label(sampler: str, steps: int | None) -> str:
+def label_of(sampler: str, steps: int | None) -> str:
+    """How outcomes name a sampler and its steps: `ebm`, `ebm@60`."""
     return sampler if steps is None else f"{sampler}@{steps}"

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,12 @@ def weights_hash(net: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def joint_hash(hashes: dict[str, str]) -> str:
+    """One hash from those of several networks, whatever their order."""
+    text = "\n".join(f"{name} {hashes[name]}" for name in sorted(hashes))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass
 class Judges:
     """One classifier per image modality, always in evaluation mode.
@@ -96,8 +102,7 @@ class Judges:
         for net in self.nets.values():
             net.eval().requires_grad_(False)
         self.hashes = {name: weights_hash(net) for name, net in self.nets.items()}
-        text = "\n".join(f"{name} {self.hashes[name]}" for name in sorted(self.hashes))
-        self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.hash = joint_hash(self.hashes)
 
     def to(self, device: torch.device | str) -> Judges:
         """The same judges, moved to `device`."""
@@ -176,7 +181,7 @@ def train_digit_classifier(
     batch = min(BATCH, len(images))
     steps = max(examples // batch, 2)
     with (
-        _one_thread(device),
+        one_thread(device),
         torch.random.fork_rng(devices),
         torch.backends.cudnn.flags(deterministic=True, benchmark=False),
         torch.autocast(device.type, enabled=False),
@@ -187,7 +192,7 @@ def train_digit_classifier(
         net = DigitNet(modality.shape, CHANNEL_DROPOUT).to(device, memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(net.parameters(), RATE, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
-        for index in _batches(len(images), batch, steps):
+        for index in batches(len(images), batch, steps):
             shift = torch.randint(-SHIFT, SHIFT + 1, (2,)).tolist()
             x = to_float(images[index].to(device)).roll(shift, (2, 3))
             scores = net(x.contiguous(memory_format=torch.channels_last))
@@ -205,7 +210,7 @@ def budget(n: int) -> int:
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> Iterator[None]:
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -215,7 +220,7 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _batches(n: int, batch: int, steps: int) -> Iterator[Tensor]:
+def batches(n: int, batch: int, steps: int) -> Iterator[Tensor]:
     """`steps` index tensors of equal size, walking through fresh permutations of n."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
@@ -281,11 +286,11 @@ def digit_judges(
         except OSError as error:
             raise UserError(f"the classifiers '{official}' cannot be read ({error.strerror})") from error
     path = Path(cache) / "judges" / f"{fingerprint}-{key.hexdigest()[:8]}.safetensors"
-    judges = _load(path, spec)
+    judges = read_judges(path, lambda m: DigitNet(m.shape), spec, Judges)
     if judges is None:
         published = read_official(official, spec) if official is not None else {}
         judges = _make(spec, train, val, test, published, device)
-        _save(path, judges)
+        save_judges(path, judges)
     return judges.to(device)
 
 
@@ -318,7 +323,7 @@ def _make(
     return Judges(nets, scores, validation, source)
 
 
-def _save(path: Path, judges: Judges) -> None:
+def save_judges(path: Path, judges: Any) -> None:
     """One safetensors file, its header holding the report; it appears whole or not at all."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -348,8 +353,13 @@ def _save(path: Path, judges: Judges) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _load(path: Path, spec: DataSpec) -> Judges | None:
-    """Stored judges, or None where there are none or the copy is damaged."""
+def read_judges(
+    path: Path, network: Callable[[Modality], nn.Module], spec: DataSpec, kind: Callable[..., Any]
+) -> Any | None:
+    """Stored judges, or None where there are none or the copy is damaged.
+
+    network: an untrained one for a modality. kind: the judges from nets, accuracy, validation and source.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -361,11 +371,11 @@ def _load(path: Path, spec: DataSpec) -> Judges | None:
         nets = {}
         for modality in spec.images:
             prefix = f"{modality.name}."
-            nets[modality.name] = DigitNet(modality.shape)
+            nets[modality.name] = network(modality)
             nets[modality.name].load_state_dict(
                 {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             )
-        judges = Judges(nets, report["accuracy"], report["validation"], report["source"])
+        judges = kind(nets, report["accuracy"], report["validation"], report["source"])
         if judges.hash != report["hash"]:
             raise ValueError("the weights are not those that were written")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -25,7 +25,7 @@ from bench.store import train_fingerprint
 PRESETS = Path(config.__file__).parent / "presets"
 
 
-@pytest.mark.parametrize("dataset", ["polydigits", "polymnist"])
+@pytest.mark.parametrize("dataset", ["polydigits", "polymnist", "shapes", "cub", "cub256", "coco"])
 @pytest.mark.parametrize("method", method_names())
 def test_every_preset_resolves(method: str, dataset: str) -> None:
     names = preset_names(dataset)
@@ -36,7 +36,7 @@ def test_every_preset_resolves(method: str, dataset: str) -> None:
         assert set(found.hyper) == set(config.hyper_signature(method))
 
 
-@pytest.mark.parametrize("dataset", ["polydigits", "polymnist"])
+@pytest.mark.parametrize("dataset", ["polydigits", "polymnist", "shapes", "cub", "cub256", "coco"])
 @pytest.mark.parametrize("preset", ["quick", "fair"])
 def test_every_method_sees_the_same_number_of_examples(dataset: str, preset: str) -> None:
     budgets = {m: resolve(m, dataset, preset).train for m in method_names()}

@@ -258,7 +258,7 @@ class Cooperative(CooperativeSampling, Method):
         return self._image_log_prob(x, locations, {k: self.text_weight * v for k, v in texts.items()})
 
     def log_likelihood_of_revised(self, revised: State, drawn: State) -> Tensor:
-        """The same of what the data chain made, given where it started; text by `TextState.log_likelihood`."""
+        """The same of what the data chain made, given where it started; for text see `TextState`."""
         texts = {
             k: text.log_likelihood(revised[k], drawn[k], self.sigma, self.text_weight)
             for k, text in self.texts.items()

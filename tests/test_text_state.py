@@ -294,6 +294,36 @@ def test_a_latent_chain_follows_a_caption_alone():
     torch.testing.assert_close(revised["z"], z.detach() + 0.005 * gradient, atol=1e-4, rtol=1e-4)
 
 
+def test_the_losses_take_the_caption_that_the_chain_ended_in(monkeypatch):
+    method, x = make(spectral_norm=False, sigma=0.5), batch()
+    latents, ends = [], []
+    prior, revise = method.prior_draw, method.revise_data
+
+    def revised_far(start):
+        state, energies = revise(start)
+        ends.append({name: block + 0.3 * torch.randn_like(block) for name, block in state.items()})
+        return ends[-1], energies
+
+    monkeypatch.setattr(method, "prior_draw", lambda n: latents.append(prior(n)) or latents[-1])
+    monkeypatch.setattr(method, "revise_data", revised_far)
+    terms = method(x, REVISION).terms
+    (end,), z = ends, latents[0]["z"]
+    words = method.generators["caption"](z).softmax(-1) @ method.texts["caption"].table
+    photo = method.generators["photo"](z).tanh()
+    squares = (end["photo"] - photo).square().flatten(1).sum(1) + (end["caption"] - words).square().sum(
+        (1, 2)
+    )
+    torch.testing.assert_close(terms["on_revised"], squares.mean() / (2 * 0.5**2), rtol=1e-4, atol=1e-3)
+    tokens = torch.cdist(end["caption"], method.texts["caption"].table).argmin(-1)
+    assert not torch.equal(tokens, method.texts["caption"].read(words))
+    experts = method.experts({"photo": end["photo"], "caption": tokens})
+    expected = -method.log_joint_posterior(experts, {"z": z}).mean()
+    torch.testing.assert_close(terms["infer_revised"], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(terms["energy_revised"], method.energy(end).mean(), rtol=1e-4, atol=1e-5)
+    rows = {"photo": 2 * x["photo"] - 1, "caption": method.texts["caption"].table[x["caption"]]}
+    torch.testing.assert_close(terms["energy_data"], method.energy(rows).mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_inference_network_reads_revised_captions_as_tokens(monkeypatch):
     method, seen = make(), []
     experts = method.experts

@@ -255,7 +255,7 @@ class Cooperative(CooperativeSampling, Method):
     def log_likelihood(self, x: Mapping[str, Tensor], locations: Mapping[str, Tensor]) -> Tensor:
         """sum_m log N(x_m; G_m, sigma^2 I) + text_weight sum_l log p(word_l) `[B]`, without constants."""
         texts = {k: categorical_log_prob(x[k], logits) for k, logits in locations.items() if k in self.texts}
-        return self._image_log_prob(x, locations, {k: self.text_weight * v for k, v in texts.items()})
+        return self._add_images(x, locations, {k: self.text_weight * v for k, v in texts.items()})
 
     def log_likelihood_of_revised(self, revised: State, drawn: State) -> Tensor:
         """The same of what the data chain made, given where it started; for text see `TextState`."""
@@ -263,12 +263,12 @@ class Cooperative(CooperativeSampling, Method):
             k: text.log_likelihood(revised[k], drawn[k], self.sigma, self.text_weight)
             for k, text in self.texts.items()
         }
-        return self._image_log_prob(revised, drawn, texts)
+        return self._add_images(revised, drawn, texts)
 
-    def _image_log_prob(
+    def _add_images(
         self, x: Mapping[str, Tensor], locations: Mapping[str, Tensor], texts: Mapping[str, Tensor]
     ) -> Tensor:
-        """Images by their squared error, plus what is known of `texts`."""
+        """log N(x_m; G_m, sigma^2 I) of the images, plus the log-likelihoods of `texts` `[B]`."""
         images = [name for name in locations if name not in self.texts]
         total = None
         if images:

@@ -28,12 +28,15 @@ from methods.parts.networks.energy import HEADS, JointEnergy
 from methods.parts.recording import Recorder
 from methods.parts.text_state import TextStates
 
+WORD_SIZE = 128
+"""Numbers that stand for a word, as in Net-D (METHODS 1.5)."""
+
 
 class MLEEBM(Method):
     """Hyper-parameters (METHODS 2.14.6, 2.16), named as in `ours`: `start` of the chain; `data_steps` K,
     `data_step_size` s_x, `data_noise` n_x; `energy_width`, `stem_width`, `stem_stride`, `spectral_norm`,
-    `energy_penalty` r, `energy_head`; `lr_energy`, `beta1`, `beta2`, `decay` per epoch, `clip` norm; for a
-    word of text `text_size` numbers, drawn once, of length `text_scale`.
+    `energy_penalty` r, `energy_head`; `lr_energy`, `beta1`, `beta2`, `decay` per epoch, `clip` norm;
+    `text_scale`, the length of word embeddings, which are drawn once.
     """
 
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
@@ -64,7 +67,6 @@ class MLEEBM(Method):
         decay: float = 0.998,
         clip: float = 100.0,
         energy_head: str = "linear",
-        text_size: int = 128,
         text_scale: float = 1.0,
     ) -> None:
         super().__init__(spec)
@@ -73,7 +75,7 @@ class MLEEBM(Method):
         self.start, self.energy_penalty = start, energy_penalty
         self.data_steps, self.data_step_size, self.data_noise = data_steps, data_step_size, data_noise
         self.adam = {"lr": lr_energy, "betas": (beta1, beta2), "decay": decay, "clip": clip or None}
-        words = {m.name: torch.randn(m.vocabulary, text_size) for m in spec.texts}
+        words = {m.name: torch.randn(m.vocabulary, WORD_SIZE) for m in spec.texts}
         self.texts = TextStates(words, text_scale, "embedding")
         form = (energy_width, stem_width, stem_stride, spectral_norm, self.texts.sizes, energy_head)
         self.energy = JointEnergy(spec, *form)

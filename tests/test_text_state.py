@@ -456,11 +456,12 @@ def test_a_data_chain_may_start_from_noise_in_text_too():
 
 def test_mle_ebm_samples_captions_from_noise():
     torch.manual_seed(0)
-    method = MLEEBM(SPEC, energy_width=8, stem_width=4, data_steps=3, text_size=16)
+    method = MLEEBM(SPEC, energy_width=8, stem_width=4, data_steps=3, text_scale=2.0)
     loss = method(batch(), Progress("train", 0, 10))
     loss.total.backward()
     assert all(p.grad is not None for n, p in method.named_parameters() if n.startswith("energy.texts"))
     out = method.joint_generate(4)
     assert out["caption"].dtype == torch.int64 and out["caption"].shape == (4, LENGTH)
     table = method.texts["caption"].table
-    assert table.shape == (WORDS, 16) and MLEEBM.unsupported(SPEC, "joint") is None
+    torch.testing.assert_close(table.norm(dim=1), torch.full((WORDS,), 2.0))
+    assert MLEEBM.unsupported(SPEC, "joint") is None

@@ -323,12 +323,6 @@ def test_the_cost_of_a_step_is_measured_where_the_energy_learns_after_the_others
     assert again > plain > 0
 
 
-def test_text_is_refused_with_a_reason():
-    spec = DataSpec((Modality("image", "image", (3, 12, 12)), Modality("text", "text", (5,), vocabulary=9)))
-    assert "text" in Ours.unsupported(spec, "joint")
-    assert Ours.unsupported(SPEC, "joint") is None
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -336,6 +330,7 @@ def test_text_is_refused_with_a_reason():
         {"expert_mean": 3.0}, {"log_variance_low": 2.0}, {"lr_generator": -1.0},
         {"energy_width": 0}, {"beta1": 1.0},
         {"data_noise": 0.0, "temper_energy_loss": True},
+        {"text_weight": -1.0}, {"text_scale": 0.0}, {"text_state": "words"}, {"energy_head": "deep"},
     ],
     ids=lambda wrong: "+".join(wrong),
 )  # fmt: skip

@@ -1,8 +1,10 @@
 """The cooperative model of P1: energy, generator and inference, and the two chains that revise their draws.
 
 Notation as in P1 (METHODS 2.14): U energy (low = likely), G_m generators, q_m experts, z shared and w_m
-private latents. Images live in [-1, 1] inside. The losses are in `cooperative_losses`, the samplers in
-`cooperative_sampling`; `Ours`, `OursW` and the ablations of P1 section 5.2 differ in their latents alone.
+private latents. Images live in [-1, 1] inside; text is tokens for the likelihood and the experts, and a
+continuous state in the data chain (`text_state`, METHODS 2.14.5). The losses are in `cooperative_losses`,
+the samplers in `cooperative_sampling`; `Ours`, `OursW` and the ablations of P1 section 5.2 differ in their
+latents alone.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from methods.parts.cooperative_sampling import CooperativeSampling
 from methods.parts.energy_learning import contrast, to_data, to_model, uniform_images
 from methods.parts.langevin import State, frozen, langevin
 from methods.parts.latents import Diagonal, Expert, ExpertEncoder
+from methods.parts.likelihoods import categorical_log_prob
 from methods.parts.networks.build import build_decoder
-from methods.parts.networks.energy import JointEnergy
+from methods.parts.networks.energy import HEADS, JointEnergy
 from methods.parts.posteriors import mixture_rsample
+from methods.parts.text_state import OPTIONS, TextStates
 
 
 def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
@@ -35,10 +39,11 @@ def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
 
 POSITIVE = ("latent", "width", "energy_width", "stem_width", "stem_stride", "data_step_size",
             "latent_step_size", "sigma", "lr_energy", "lr_generator", "lr_inference",
-            "warm_rate")  # fmt: skip
+            "warm_rate", "text_scale")  # fmt: skip
 NOT_NEGATIVE = ("energy_penalty", "data_steps", "data_noise", "latent_steps", "latent_noise",
                 "latent_max_drift", "generator_on_data", "generator_on_revised", "inference_on_data",
-                "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta")  # fmt: skip
+                "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta",
+                "text_weight")  # fmt: skip
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -74,7 +79,9 @@ class Cooperative(CooperativeSampling, Method):
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
-    at `warm_rate` times the learning rates.
+    at `warm_rate` times the learning rates. For data with text: `text_weight` lambda of a caption's
+    log-likelihood, `text_state` and `text_scale` of the chain (see `text_state`). `energy_head`, see
+    `JointEnergy`.
 
     For ablations: `data_start` of the data chain, the generator's draw or noise, U[-1, 1]; `latent_start`
     of the latent chain, the inference model's draw or the prior's; `warm_start` = 1 is the VAE part alone.
@@ -90,6 +97,8 @@ class Cooperative(CooperativeSampling, Method):
         "output": ("tanh", "linear"),
         "data_start": ("generator", "noise"),
         "latent_start": ("inference", "prior"),
+        "text_state": OPTIONS,
+        "energy_head": HEADS,
     }
     private: int = 0
     apart: ClassVar[bool] = False
@@ -140,6 +149,10 @@ class Cooperative(CooperativeSampling, Method):
         warm_rate: float = 1.0,
         data_start: str = "generator",
         latent_start: str = "inference",
+        text_weight: float = 1.0,
+        text_state: str = "embedding",
+        text_scale: float = 1.0,
+        energy_head: str = "linear",
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -150,13 +163,19 @@ class Cooperative(CooperativeSampling, Method):
             if settings[name] not in allowed:
                 raise ValueError(f"{name} '{settings[name]}' is none of {', '.join(allowed)}")
         check_settings(settings)
+        if text_state == "fixed" and not spec.images:
+            raise ValueError("text_state 'fixed' moves pictures alone and there are none; use 'embedding'")
         size = self.private + latent
+        # No BatchNorm in text networks: the chains would follow other functions than the losses train.
+        backbone = (network, width, False)
         self.encoders = nn.ModuleDict(
-            {m.name: ExpertEncoder(m, latent, self.private, "gaussian", network, width) for m in spec}
+            {m.name: ExpertEncoder(m, latent, self.private, "gaussian", *backbone) for m in spec}
         )
-        self.generators = nn.ModuleDict({m.name: build_decoder(m, size, network, width) for m in spec})
+        self.generators = nn.ModuleDict({m.name: build_decoder(m, size, *backbone) for m in spec})
+        self.texts = TextStates(self.words(), text_scale, text_state)
         if warm_start < 1:
-            self.energy = JointEnergy(spec, energy_width, stem_width, stem_stride, spectral_norm)
+            form = (energy_width, stem_width, stem_stride, spectral_norm, self.texts.sizes, energy_head)
+            self.energy = JointEnergy(spec, *form)
         else:
             self.samplers = {name: tasks for name, tasks in self.samplers.items() if name != "ebm"}
             self.chains = ("posterior",)
@@ -164,14 +183,23 @@ class Cooperative(CooperativeSampling, Method):
 
     # Networks in the units of the method -------------------------------------------------------
 
-    to_model, to_data = staticmethod(to_model), staticmethod(to_data)
+    to_model = staticmethod(to_model)
+
+    def to_data(self, state: Mapping[str, Tensor]) -> Batch:
+        """States of the data chain as images in [0, 1], not clamped, and token ids."""
+        return to_data(self.texts.read(state))
+
+    def words(self) -> dict[str, Tensor]:
+        """The word embeddings `[V, D]` of every text encoder."""
+        return {m.name: self.encoders[m.name].towers[0].embedding.weight for m in self.spec.texts}
 
     def generate(self, latent: Mapping[str, Tensor], targets: Sequence[str] | None = None) -> State:
-        """Locations G_m(w_m, z) of the generator, images in [-1, 1]; P1 Eqn 4 and 16."""
+        """Locations G_m(w_m, z) of the generator, images in [-1, 1], text as logits; P1 Eqn 4 and 16."""
         out = {}
         for name in targets or self.spec.names:
-            image = self.generators[name](self.code(latent, name)).float()
-            out[name] = image.tanh() if self.output == "tanh" else image
+            location = self.generators[name](self.code(latent, name)).float()
+            bounded = self.output == "tanh" and name not in self.texts
+            out[name] = location.tanh() if bounded else location
         return out
 
     def code(self, latent: Mapping[str, Tensor], name: str) -> Tensor:
@@ -209,8 +237,9 @@ class Cooperative(CooperativeSampling, Method):
     def first_images(self, latent: State) -> State:
         """Start of the data chain: X^ = G(z), or noise that has nothing to do with z."""
         if self.data_start == "noise":
-            return uniform_images(self.spec, len(next(iter(latent.values()))), self.device)
-        return self.generate(latent)
+            n = len(next(iter(latent.values())))
+            return uniform_images(self.spec, n, self.device) | self.texts.noise(n, self.spec)
+        return self.texts.state(self.generate(latent))
 
     def first_latents(self, experts: Mapping[str, Expert]) -> State:
         """Start of the latent chain: a draw of the inference model, or of the prior in its place."""
@@ -224,9 +253,30 @@ class Cooperative(CooperativeSampling, Method):
         return torch.stack([self.prior_of(block).log_prob(block) for block in latent.values()]).sum(0)
 
     def log_likelihood(self, x: Mapping[str, Tensor], locations: Mapping[str, Tensor]) -> Tensor:
-        """sum_m log N(x_m; G_m, sigma^2 I) `[B]`, without its constant."""
-        squares = [(x[name] - location).flatten(1).square().sum(1) for name, location in locations.items()]
-        return -torch.stack(squares).sum(0) / (2 * self.sigma**2)
+        """sum_m log N(x_m; G_m, sigma^2 I) + text_weight sum_l log p(word_l) `[B]`, without constants."""
+        texts = {k: categorical_log_prob(x[k], logits) for k, logits in locations.items() if k in self.texts}
+        return self._add_images(x, locations, {k: self.text_weight * v for k, v in texts.items()})
+
+    def log_likelihood_of_revised(self, revised: State, drawn: State) -> Tensor:
+        """The same of what the data chain made, given where it started; for text see `TextState`."""
+        texts = {
+            k: text.log_likelihood(revised[k], drawn[k], self.sigma, self.text_weight)
+            for k, text in self.texts.items()
+        }
+        return self._add_images(revised, drawn, texts)
+
+    def _add_images(
+        self, x: Mapping[str, Tensor], locations: Mapping[str, Tensor], texts: Mapping[str, Tensor]
+    ) -> Tensor:
+        """log N(x_m; G_m, sigma^2 I) of the images, plus the log-likelihoods of `texts` `[B]`."""
+        images = [name for name in locations if name not in self.texts]
+        total = None
+        if images:
+            squares = [(x[name] - locations[name]).flatten(1).square().sum(1) for name in images]
+            total = -torch.stack(squares).sum(0) / (2 * self.sigma**2)
+        for log_prob in texts.values():
+            total = log_prob if total is None else total + log_prob
+        return total
 
     def log_joint_posterior(self, experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor:
         """log q_f(z, W | X) of a draw `[B]`, P1 Eqn 12; see `log_mixture`."""
@@ -260,18 +310,25 @@ class Cooperative(CooperativeSampling, Method):
     ) -> tuple[State, Tensor]:
         """K Langevin steps on the energy (P1 Eqn 3); modalities in `held` are observed and stay fixed.
 
-        Returns the revised modalities of `start` and the energies `[K, B]` along the chain.
+        Returns the revised modalities of `start` and the energies `[K, B]` along the chain. Text that the
+        chain does not move is returned as it was.
         """
-        held = dict(held or {})
+        moving = {name: start[name] for name in self.texts.moving(start)}
+        still = {name: state.detach() for name, state in start.items() if name not in moving}
+        if not moving:
+            return still, torch.zeros(0, len(next(iter(still.values()))), device=self.device)
+        fixed = self.texts.embed({**still, **(held or {})})
+        whole = None if record is None else lambda step, x, energy: record(step, {**still, **x}, energy)
         with frozen(self.energy):
-            return langevin(
-                start,
-                lambda x: self.energy({**x, **held}),
+            revised, energies = langevin(
+                moving,
+                lambda x: self.energy({**self.texts.embed(x), **fixed}),
                 self.data_steps if steps is None else steps,
                 self.data_step_size,
                 self.data_noise,
-                record=record,
+                record=whole,
             )
+        return {**still, **revised}, energies
 
     # Training ----------------------------------------------------------------------------------
 
@@ -305,14 +362,18 @@ class Cooperative(CooperativeSampling, Method):
         x = to_model(x)
         if progress.stage == "warm":
             return self.warm_loss(x)
+        if self.warm_start and progress.step == 0:
+            # The warm start was an auto-encoding of captions: its words go on as constants.
+            self.texts.settle(self.words())
         return revision_loss(self, x, check=progress.step % CHECK_EVERY == 0)
 
     def warm_loss(self, x: Batch) -> Loss:
-        """Negative MMVAE(+) ELBO of images in [-1, 1]."""
+        """Negative MMVAE(+) ELBO; images in [-1, 1]."""
         return warm_loss(self, x)
 
     def energy_loss(self, x: Batch, negatives: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrast of P1 Eqn 10, divided by the temperature of the data chain where that is asked for."""
+        x, negatives = self.texts.embed(x), self.texts.embed(negatives)
         loss, terms = contrast(self.energy, x, negatives, self.energy_penalty)
         if self.temper_energy_loss:
             loss = loss * (self.data_step_size / self.data_noise) ** 2

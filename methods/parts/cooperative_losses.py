@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[Loss]:
-    """One iteration of METHODS 2.14.2: draw, revise, then the three losses; images `x` in [-1, 1].
+    """One iteration of METHODS 2.14.2: draw, revise, then the three losses; images `x` in [-1, 1], tokens.
 
     A data chain that starts from noise leaves no pair (z, x-), so the terms under Q~ are left out then.
     Raises Diverged where `check` finds a chain that ran away.
     """
     latent = model.prior_draw(len(next(iter(x.values()))))
     drawn = model.first_images(latent)
-    start = {name: image.detach() for name, image in drawn.items()}
+    start = {name: state.detach() for name, state in drawn.items()}
     negatives, energies = model.revise_data(start)
     experts = model.experts(x)
     revised, latent_energies = model.revise_latent(model.first_latents(experts), x)
@@ -40,13 +40,14 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     generator = model.generator_on_data * on_data
     paired = model.data_start == "generator"
     if paired:
-        on_revised = -model.log_likelihood(negatives, drawn).mean()
+        on_revised = -model.log_likelihood_of_revised(negatives, drawn).mean()
         generator = generator + model.generator_on_revised * on_revised
 
     infer_data = -model.log_joint_posterior(experts, revised).mean()
     inference = model.inference_on_data * infer_data
     if paired:
-        infer_revised = -model.log_joint_posterior(model.experts(negatives), latent).mean()
+        observed = model.texts.read(negatives)
+        infer_revised = -model.log_joint_posterior(model.experts(observed), latent).mean()
         inference = inference + model.inference_on_revised * infer_revised
 
     log_posterior = (model.log_prior(revised) + model.log_likelihood(x, reconstructed)).mean()
@@ -55,7 +56,7 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
         **({"on_revised": on_revised} if paired else {}),
         "infer_data": infer_data,
         **({"infer_revised": infer_revised} if paired else {}),
-        "moved": displacement(start, negatives),
+        "moved": displacement(model.texts.embed(start), model.texts.embed(negatives)),
         "log_posterior_start": -latent_energies[0].mean() if len(latent_energies) else log_posterior,
         "log_posterior_end": log_posterior,
         "energy_start": energies[0].mean() if len(energies) else torch.zeros(()),

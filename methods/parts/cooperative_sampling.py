@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from datasets.spec import Batch, DataSpec
+from datasets.spec import Batch
 from methods.base import Chain, Task, check_sampler
-from methods.parts.energy_learning import to_data, to_model
+from methods.parts.energy_learning import to_model
 from methods.parts.langevin import State
 from methods.parts.posteriors import mixture_mean
 from methods.parts.recording import Recorder
@@ -39,7 +39,7 @@ class CooperativeSampling:
 
     def decode(self, latent: Mapping[str, Tensor], targets: Sequence[str]) -> Batch:
         complete = self.prior_draw(len(latent["z"])) | dict(latent) if self.private else latent
-        return to_data(self.generate(complete, targets))
+        return self.to_data(self.texts.state(self.generate(complete, targets)))
 
     def infer(self, observed: Batch, revise: bool = False, steps: int | None = None) -> State:
         """A draw of every latent given x_S in [-1, 1], after T steps on p(z, w | x_S) if `revise`.
@@ -57,8 +57,8 @@ class CooperativeSampling:
     def joint_generate(self, n: int, sampler: str | None = None, steps: int | None = None) -> Batch:
         latent = self.prior_draw(n)
         if check_sampler(self, sampler, "joint") == "gen":
-            return to_data(self.generate(latent))
-        return to_data(self.revise_data(self.first_images(latent), steps=steps)[0])
+            return self.to_data(self.texts.state(self.generate(latent)))
+        return self.to_data(self.revise_data(self.first_images(latent), steps=steps)[0])
 
     def cross_generate(
         self, given: Batch, targets: Sequence[str], sampler: str | None = None, steps: int | None = None
@@ -69,12 +69,12 @@ class CooperativeSampling:
         missing = [name for name in self.spec.names if name not in observed]
         if sampler == "ebm" and any(name in missing for name in targets):
             # The energy needs every modality; only the missing ones move.
-            drawn = self.generate(latent)
+            drawn = self.texts.state(self.generate(latent))
             start = self.first_images(latent) if self.data_start == "noise" else drawn
             drawn |= self.revise_data({name: start[name] for name in missing}, observed, steps)[0]
         else:
-            drawn = self.generate(latent, list(targets))
-        return to_data({name: drawn[name] for name in targets})
+            drawn = self.texts.state(self.generate(latent, list(targets)))
+        return self.to_data({name: drawn[name] for name in targets})
 
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
         """The data chain from where it starts (energy), or the posterior chain given `x` (log-likelihood)."""
@@ -84,12 +84,12 @@ class CooperativeSampling:
             )
         if kind == "data":
             steps = self.data_steps if steps is None else steps
-            recorder = Recorder(steps, every, to_data)
+            recorder = Recorder(steps, every, self.to_data)
             with torch.no_grad():
                 self.revise_data(self.first_images(self.prior_draw(n)), steps=steps, record=recorder)
             return recorder.chain(kind, "energy")
         steps = self.latent_steps if steps is None else steps
-        observed = to_model({name: image[:n] for name, image in x.items()})
+        observed = to_model({name: block[:n] for name, block in x.items()})
 
         def fit(latent: State) -> Tensor:
             return self.log_likelihood(observed, self.generate(latent, list(observed)))
@@ -107,9 +107,3 @@ class CooperativeSampling:
         refinement = own if steps is None or sampler == "gen" else steps
         decoded = not (sampler == "ebm" and task == "joint" and self.data_start == "noise")
         return max(1, decoded + refinement)
-
-    @classmethod
-    def unsupported(cls, spec: DataSpec, task: Task) -> str | None:
-        if spec.texts:
-            return f"the data chain of {cls.__name__} has no state for text yet"
-        return super().unsupported(spec, task)

@@ -1,4 +1,4 @@
-"""Learning an energy of images by contrast with chains (P1 Eqn 2 and 10), and noise to start a chain from."""
+"""Learning an energy by contrast with chains (P1 Eqn 2 and 10), and noise to start a chain from."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from methods.parts.langevin import State
 
 
 def to_model(x: Mapping[str, Tensor]) -> Batch:
-    """Images [0, 1] -> [-1, 1], the units of every energy on images."""
-    return {name: 2 * image - 1 for name, image in x.items()}
+    """Images [0, 1] -> [-1, 1], the units of every energy on images; token ids as they are."""
+    return {name: 2 * v - 1 if v.is_floating_point() else v for name, v in x.items()}
 
 
 def to_data(x: Mapping[str, Tensor]) -> Batch:
-    """Images [-1, 1] -> [0, 1], not clamped."""
-    return {name: (image + 1) / 2 for name, image in x.items()}
+    """Images [-1, 1] -> [0, 1], not clamped; token ids as they are."""
+    return {name: (v + 1) / 2 if v.is_floating_point() else v for name, v in x.items()}
 
 
 def uniform_images(spec: DataSpec, n: int, device: torch.device) -> State:
-    """X_0 ~ U[-1, 1], every entry of every modality `[n, C, H, W]` independent (METHODS 2.16)."""
+    """X_0 ~ U[-1, 1], every entry of every image `[n, C, H, W]` independent (METHODS 2.16)."""
     return {m.name: 2 * torch.rand(n, *m.shape, device=device) - 1 for m in spec.images}
 
 

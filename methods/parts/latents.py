@@ -118,13 +118,22 @@ class ExpertEncoder(nn.Module):
     """
 
     def __init__(
-        self, modality: Modality, latent: int, private: int, family: Family, network: str, width: int
+        self,
+        modality: Modality,
+        latent: int,
+        private: int,
+        family: Family,
+        network: str,
+        width: int,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__()
         self.family, self.latent, self.private = family, latent, private
         separate = private > 0 and network == "resnet" and modality.kind == "image"
         blocks = [private, latent] if separate else [private + latent]
-        self.towers = nn.ModuleList(build_encoder(modality, size, network, width) for size in blocks)
+        self.towers = nn.ModuleList(
+            build_encoder(modality, size, network, width, batch_norm) for size in blocks
+        )
 
     def forward(self, x: Tensor) -> Expert:
         outputs = [tower(x) for tower in self.towers]

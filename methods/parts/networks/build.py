@@ -41,29 +41,35 @@ def _text_base(network: str, width: int) -> int:
     return max(8, 8 * round(base / 8))
 
 
-def build_encoder(modality: Modality, latent: int, network: str = "cnn", width: int = 32) -> nn.Module:
+def build_encoder(
+    modality: Modality, latent: int, network: str = "cnn", width: int = 32, batch_norm: bool = True
+) -> nn.Module:
     """An encoder `[B, *shape] -> (location [B, latent], raw scale [B, latent])`, float32 outputs.
 
+    `batch_norm` False replaces the BatchNorm of `resnet`'s text network too, for models that run chains.
     Raises UserError for an unknown network or an impossible size. Source: METHODS.md 1.5.
     """
     _check(modality, latent, network, width)
     if modality.kind == "text":
         base = _text_base(network, width)
-        return TextEncoder(
-            modality.shape[0], modality.vocabulary, latent, base, modality.padding, network == "resnet"
-        )
+        published = batch_norm and network == "resnet"
+        return TextEncoder(modality.shape[0], modality.vocabulary, latent, base, modality.padding, published)
     kind = CnnEncoder if network == "cnn" else ResnetEncoder
     return kind(modality.shape, latent, width)  # type: ignore[arg-type]
 
 
-def build_decoder(modality: Modality, latent: int, network: str = "cnn", width: int = 32) -> nn.Module:
+def build_decoder(
+    modality: Modality, latent: int, network: str = "cnn", width: int = 32, batch_norm: bool = True
+) -> nn.Module:
     """A decoder `[..., latent] -> [..., C, H, W]` (linear) or logits `[..., length, vocabulary]`.
 
+    `batch_norm` as in `build_encoder`.
     Raises UserError for an unknown network or an impossible size. Source: METHODS.md 1.5.
     """
     _check(modality, latent, network, width)
     if modality.kind == "text":
         base = _text_base(network, width)
-        return TextDecoder(modality.shape[0], modality.vocabulary, latent, base, network == "resnet")
+        published = batch_norm and network == "resnet"
+        return TextDecoder(modality.shape[0], modality.vocabulary, latent, base, published)
     kind = CnnDecoder if network == "cnn" else ResnetDecoder
     return kind(modality.shape, latent, width)  # type: ignore[arg-type]

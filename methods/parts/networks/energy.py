@@ -11,6 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from datasets.spec import DataSpec
 
+HEADS = ("linear", "mlp")
+
 
 def pooled_kernel(kernel: Tensor) -> Tensor:
     """The 4x4 kernel `[O, I, 4, 4]` whose stride-2 convolution is a 3x3 convolution followed by 2x2 pooling.
@@ -88,17 +90,39 @@ class ImageEnergyFeatures(nn.Module):
         return F.relu(self.blocks(stems)).mean((2, 3))
 
 
-class JointEnergy(nn.Module):
-    """U(X) `[B]` over all image modalities jointly; p(X) is proportional to exp(-U(X)) (P1 Eqn 1).
+class TextEnergyFeatures(nn.Sequential):
+    """Embedded words `[B, L, D]` -> features `[B, width]`: linear, ReLU, linear on the flattened array.
 
-    Images of equal size share the trunk; the features of all sizes feed one linear layer.
+    The last layer has no bias, which would cancel between data and negatives.
+    """
+
+    def __init__(self, length: int, size: int, width: int) -> None:
+        first, last = nn.Linear(length * size, width), nn.Linear(width, width, bias=False)
+        super().__init__(nn.Flatten(), first, nn.ReLU(), last)
+
+
+class JointEnergy(nn.Module):
+    """U(X) `[B]` over all modalities jointly; p(X) is proportional to exp(-U(X)) (P1 Eqn 1).
+
+    Images of equal size share the trunk; every text, whose words are embedded by as many numbers as `texts`
+    says, has its own features. All features joined feed the head: `linear`, the layer of P1, whose U is a sum
+    over sizes and texts, so that a caption pulls no picture; or `mlp`, two layers, which couples them.
     `spectral_norm` bounds the Lipschitz constant of every layer.
     """
 
     def __init__(
-        self, spec: DataSpec, width: int = 128, stem: int = 16, stride: int = 1, spectral_norm: bool = True
+        self,
+        spec: DataSpec,
+        width: int = 128,
+        stem: int = 16,
+        stride: int = 1,
+        spectral_norm: bool = True,
+        texts: Mapping[str, int] | None = None,
+        head: str = "linear",
     ) -> None:
         super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"energy_head '{head}' is none of {', '.join(HEADS)}")
         sizes: dict[tuple[int, int], list[str]] = {}
         for modality in spec.images:
             sizes.setdefault(modality.shape[1:], []).append(modality.name)  # type: ignore[arg-type]
@@ -106,12 +130,20 @@ class JointEnergy(nn.Module):
             ImageEnergyFeatures(names, [spec[n].shape[0] for n in names], size, width, stem, stride)
             for size, names in sizes.items()
         )
-        self.head = nn.Linear(width * len(sizes), 1)
+        self.texts = nn.ModuleDict(
+            {k: TextEnergyFeatures(spec[k].shape[0], size, width) for k, size in (texts or {}).items()}
+        )
+        joined = width * (len(sizes) + len(self.texts))
+        if head == "linear":
+            self.head = nn.Linear(joined, 1)
+        else:
+            self.head = nn.Sequential(nn.Linear(joined, width), nn.ReLU(), nn.Linear(width, 1))
         if spectral_norm:
             for module in list(self.modules()):
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     with_spectral_norm(module)
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
-        features = torch.cat([trunk(x) for trunk in self.trunks], 1)
-        return self.head(features).squeeze(1).float()
+        features = [trunk(x) for trunk in self.trunks]
+        features += [text(x[name]) for name, text in self.texts.items()]
+        return self.head(torch.cat(features, 1)).squeeze(1).float()

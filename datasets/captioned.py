@@ -129,8 +129,8 @@ class CaptionedDataset(PreparedDataset):
         found = [p for p in pattern.parent.glob(pattern.name) if p.is_dir()]
         if len(found) > 1:
             raise UserError(
-                f"'{found[0].parent}' holds {len(found)} builds of {self.name} from local folders: say which by"
-                " --data or BENCH_DATA"
+                f"'{found[0].parent}' holds {len(found)} builds of {self.name} from local folders: say which"
+                " by --data or BENCH_DATA"
             )
         info = open_prepared(found[0]) if found else None
         return (found[0], info) if info is not None else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.errors import UsageError
 from bench.figure import plot_chain
-from bench.grids import plot_grid_cross, plot_grid_joint, plot_interpolation
+from bench.grids import Words, plot_grid_cross, plot_grid_joint, plot_interpolation
 
 if TYPE_CHECKING:
     from datasets.spec import Split
@@ -53,12 +53,13 @@ def draw_joint(
     steps: int | None = None,
     seed: int = 0,
     title: str = "",
+    words: Words | None = None,
 ) -> list[Path]:
     """Figure 9: `columns` unconditional tuples."""
     sampler = _serves(method, sampler, "joint")
     batch = _seeded(method, seed, lambda: method.joint_generate(columns, sampler, steps))
     batch = {name: batch[name] for name in method.spec.names if name in batch}
-    return plot_grid_joint(batch, path, f"{title or 'unconditional samples'}, sampler {sampler}")
+    return plot_grid_joint(batch, path, f"{title or 'unconditional samples'}, sampler {sampler}", words)
 
 
 def draw_cross(
@@ -70,6 +71,7 @@ def draw_cross(
     steps: int | None = None,
     seed: int = 0,
     title: str = "",
+    words: Words | None = None,
 ) -> list[Path]:
     """Figure 10: every modality alone as the condition, `columns` tuples of `split` spread over it."""
     import torch
@@ -86,11 +88,17 @@ def draw_cross(
 
         generated = _seeded(method, seed, draw)
         draws[name] = (given, {target: generated[target] for target in targets})
-    return plot_grid_cross(draws, path, f"{title or 'conditional samples'}, sampler {sampler}")
+    return plot_grid_cross(draws, path, f"{title or 'conditional samples'}, sampler {sampler}", words)
 
 
 def draw_interpolation(
-    method: Method, path: Path, pairs: int = 2, steps: int = 9, seed: int = 0, title: str = ""
+    method: Method,
+    path: Path,
+    pairs: int = 2,
+    steps: int = 9,
+    seed: int = 0,
+    title: str = "",
+    words: Words | None = None,
 ) -> list[Path]:
     """Figure 6: straight lines between two draws from the prior, private latents fixed along a line."""
     import torch
@@ -107,7 +115,7 @@ def draw_interpolation(
         return method.decode(latent, method.spec.names)
 
     lines = _seeded(method, seed, lambda: [line() for _ in range(pairs)])
-    return plot_interpolation(lines, path, title or "latent interpolation")
+    return plot_interpolation(lines, path, title or "latent interpolation", words)
 
 
 def draw_chains(
@@ -120,6 +128,7 @@ def draw_chains(
     examples: int = 2,
     kinds: Sequence[str] = (),
     title: str = "",
+    words: Words | None = None,
 ) -> list[Path]:
     """Figure 4: every kind of chain of the method, decoded along the way, with its profile over `n` chains.
 
@@ -146,5 +155,7 @@ def draw_chains(
 
         chain = _seeded(method, seed, run)
         heading = ", ".join(part for part in (f"{kind} chain", title) if part)
-        written += plot_chain(chain, path.with_name(f"{path.name}-{kind}"), observed, examples, heading)
+        written += plot_chain(
+            chain, path.with_name(f"{path.name}-{kind}"), observed, examples, heading, words
+        )
     return written

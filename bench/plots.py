@@ -113,12 +113,13 @@ def _draw(
     from bench import drawing
 
     title = f"{config.method} on {config.dataset}, preset {config.preset}, seed {config.seed}"
+    words = data.sentence
     if figure == "joint":
-        return drawing.draw_joint(method, path, seed=config.seed, title=title)
+        return drawing.draw_joint(method, path, seed=config.seed, title=title, words=words)
     if figure == "interpolation":
-        return drawing.draw_interpolation(method, path, seed=config.seed, title=title)
+        return drawing.draw_interpolation(method, path, seed=config.seed, title=title, words=words)
     test = data.split("test")
     if figure == "cross":
-        return drawing.draw_cross(method, test, path, seed=config.seed, title=title)
+        return drawing.draw_cross(method, test, path, seed=config.seed, title=title, words=words)
     kinds = [kind] if kind else ()
-    return drawing.draw_chains(method, test, path, seed=config.seed, kinds=kinds, title=title)
+    return drawing.draw_chains(method, test, path, seed=config.seed, kinds=kinds, title=title, words=words)

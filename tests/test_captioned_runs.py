@@ -9,6 +9,7 @@ import pytest
 
 from bench.config import resolve
 from bench.errors import Interrupted
+from bench.plots import plot_figure
 from bench.run import Options, load_run, run_many
 from bench.show import data_text, sample_run, tables_text
 from bench.store import find_runs
@@ -50,6 +51,8 @@ def test_shapes_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.M
     assert "stand-in for CUB" in text
     path = sample_run(str(run.folder), ("caption",), None, None, 4, 0, tmp_path / "grid.png", options)
     assert path.stat().st_size > 1000
+    for figure in ("joint", "cross", "interpolation"):
+        assert plot_figure(figure, (), tmp_path / "figures", "shapes", None, None, options)
     described = data_text("shapes", options)
     assert (
         "judge of image colour_1: accuracy" in described and "all attributes: real pairs agree" in described

@@ -30,7 +30,7 @@ from datasets.scenes import (
     read_captions,
     write_captions,
 )
-from datasets.spec import DataSpec, Modality
+from datasets.spec import DataSpec, Modality, Split
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ class Shapes(PreparedDataset):
 
     def sentence(self, tokens: Tensor) -> str:
         return VOCABULARY.decode(tokens.tolist())
+
+    def _split(self, tensors: dict[str, Tensor]) -> Split:
+        split = super()._split(tensors)
+        # In the order of the attributes: the first one is what the probes ask for.
+        return Split(split.spec, split.stored, {name: split.labels[name] for name in NAMES})
 
     def _locate(self) -> tuple[Path, dict[str, Any]]:
         recipe = sha256_text(repr((VERSION, COUNTS, ATTRIBUTES, COLOURS, BACKGROUNDS, RADII, TEMPLATES)))[:8]

@@ -141,7 +141,7 @@ def test_counts_labels_and_words(tmp_path: Path, tiny: None) -> None:
     for name, n in TINY.items():
         split = data.split(name)
         assert len(split) == n and split.groups == {}
-        assert set(split.labels) == set(ATTRIBUTES)
+        assert list(split.labels) == list(ATTRIBUTES)
         assert split.stored["image"].shape == (n, 3, 64, 64) and split.stored["caption"].shape == (n, 32)
         read = data.oracle.read(split.stored["caption"])
         assert all(torch.equal(read[a], split.labels[a]) for a in ATTRIBUTES)

@@ -109,12 +109,11 @@ def test_decoding_some_subsets_keeps_the_expectation(decoded: int) -> None:
     with torch.no_grad():
         wanted = seeded(full, x)
         drawn = torch.stack([seeded(part, x, seed) for seed in range(400)])
-    assert drawn.std() > 1e-3 * drawn.mean().abs() or decoded == 7
+    assert drawn.std() > 1e-3 * drawn.mean().abs()
     assert abs(drawn.mean() - wanted) < 4.5 * drawn.std() / 20
 
 
-def test_all_subsets_decoded_one_by_one_are_the_full_sum() -> None:
-    """As many as there are: drawing without replacement leaves no randomness."""
+def test_subsets_are_drawn_without_replacement_and_equally_often() -> None:
     method = build(CoDEVAE)
     assert torch.equal(method.draw_subsets(5), torch.arange(7)[:, None].expand(7, 5))
     some = build(CoDEVAE, decoded=6).draw_subsets(1000)

@@ -32,6 +32,10 @@ DISTANCES = {"fid": "FID (Inception)", "fd_clf": "FD-clf, Frechet distance in cl
 # -- Figure 1 ----------------------------------------------------------------------------------------
 
 
+CROSS = {"marker": "x", "color": "black", "markersize": 9, "zorder": 4, "linestyle": "none"}
+"""The mark over a sampler that collapsed."""
+
+
 def plot_scatter(table: Table, path: Path) -> list[Path]:
     """Figure 1: coherence against Frechet distance, one point per row of a comparison table.
 
@@ -66,6 +70,10 @@ def plot_scatter(table: Table, path: Path) -> list[Path]:
         columns = min(across, len(order))
         figure.set_figheight(3.3 + 0.19 * -(-len(order) // columns))
         handles_shown = [handles[label] for label in order]
+        # One entry for all crosses: the word beside every one of them would be hard to read.
+        crosses = [line for axis in axes[0] for line in axis.lines if line.get_gid() == "collapsed"]
+        if crosses:
+            handles_shown, order = [*handles_shown, crosses[0]], [*order, "collapsed"]
         figure.legend(handles_shown, order, loc="outside lower center", ncols=columns, frameon=False)
         caption = _caption(table, [panel[1] for panel in panels])
         figure.suptitle(caption, fontsize=7, color="0.35", x=0.01, ha="left")
@@ -120,16 +128,8 @@ def _point(axis: Any, cells: tuple[Cell, Cell], look: tuple[str, str], fill: str
         zorder=3,
     )
     if "collapsed" in (up.state, across.state):
-        axis.plot(across.value, up.value, marker="x", color="black", markersize=11, zorder=4)
-        axis.annotate(
-            "collapsed",
-            (across.value, up.value),
-            (0, -9),
-            textcoords="offset points",
-            fontsize=7,
-            ha="center",
-            va="top",
-        )
+        (cross,) = axis.plot(across.value, up.value, **CROSS)
+        cross.set_gid("collapsed")
     return handle[0]
 
 

@@ -67,9 +67,11 @@ def test_scatter_has_a_point_per_row_and_names_its_distance(tmp_path, kept):
     left, right = kept[0].axes
     assert "FD-clf" in left.get_xlabel() and "FID" not in left.get_xlabel()
     legend = [text.get_text() for text in kept[0].legends[0].get_texts()]
-    assert legend == ["mopoe", "mmvae", "ours (ebm)", "ours (gen)", "ours (gen_revised)"]
+    assert legend == ["mopoe", "mmvae", "ours (ebm)", "ours (gen)", "ours (gen_revised)", "collapsed"]
     assert len(left.containers) == 4 and len(right.containers) == 5
-    assert [text.get_text() for text in left.texts] == ["collapsed"]
+    (cross,) = [line for line in left.lines if line.get_gid() == "collapsed"]
+    assert (cross.get_marker(), float(cross.get_ydata()[0])) == ("x", 0.99)
+    assert not [line for line in right.lines if line.get_gid() == "collapsed"]
 
 
 def test_scatter_prefers_fid(tmp_path, kept):

@@ -183,7 +183,17 @@ def _fill_by_given(table: Table, sheet: Sheet, keys: Sequence[str], known: Seque
                 table.row(line.label).cells[column.key] = replace(cell, rankable=not counted)
         counts = span(n for found in every if found for n in found.n)
         table.columns.append(replace(column, header=f"n={counts}" if counts else ""))
-    table.rows = [row for row in table.rows if not (row.label.endswith("nested chain") and row.empty)]
+    nested = {row.label for row in table.rows if row.label.endswith("nested chain") and not row.empty}
+    table.rows = [row for row in table.rows if row.label in nested or not row.label.endswith("nested chain")]
+    for row in table.rows:
+        if f"{row.label}, nested chain" in nested:
+            # A run evaluates the chain or all subsets: what the chain stands for is no gap.
+            gaps = [key for key, cell in row.cells.items() if cell.state == "missing"]
+            row.cells |= {key: Cell("none") for key in gaps}
+    if nested:
+        sheet.notes.append(
+            "A nested chain is one subset per number of given modalities; --set plan.subsets=all scores all."
+        )
 
 
 def _reproductions(sheet: Sheet, metric: str) -> list[Row]:

@@ -22,7 +22,7 @@ run: install
 	$(BIN)/bench table
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 clean:
 	rm -rf .venv

@@ -28,6 +28,9 @@ DEFAULT_PRESET = "paper"
 FALLBACK_PRESET = "fair"
 """The budget of a method whose own `paper` preset nobody has written."""
 
+NEUTRAL = ("validate_every", "checkpoint_every", "deterministic", "memory")
+"""Settings of the training loop that change no number: they neither name a run nor split rows of a table."""
+
 _FORBID = {"extra": "forbid"}
 
 
@@ -40,7 +43,6 @@ class TrainConfig:
     ones scored. schedule: of every learning rate within a stage, beside the per-epoch decay of a group.
     memory: GB that encoders and decoders may keep for the backward pass of one step; what exceeds it runs
     in chunks and is computed twice, which changes rounding only.
-    validate_every, checkpoint_every, deterministic, memory: do not enter the identity of a run.
     """
 
     __pydantic_config__ = _FORBID
@@ -58,8 +60,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The part of the budget that changes the weights."""
-        neutral = ("validate_every", "checkpoint_every", "deterministic", "memory")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in neutral}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in NEUTRAL}
 
 
 @dataclass(frozen=True)

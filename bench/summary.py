@@ -16,13 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.config import NEUTRAL
 from metrics.protocol import COLLAPSED, Score
 
 COMMON_BUDGET = ("quick", "fair", "fair-compute")
 """Presets that give every method the same budget; in others each method has its own."""
-
-NEUTRAL = ("validate_every", "checkpoint_every", "deterministic")
-"""Keys of the training budget that change no number: they neither split rows nor averages."""
 
 
 class Run(Protocol):

@@ -350,3 +350,13 @@ def test_runs_of_another_budget_are_listed_below_and_never_compared(tmp_path):
     assert {row.method for row in table.rows} == {"mmvae", "mopoe", "mmvaeplus"}
     (line,) = [line for line in table.excluded if line.startswith("ours")]
     assert "another training budget (64 x 150 examples)" in line
+
+
+def test_seeds_average_whatever_the_settings_that_change_no_number(tmp_path):
+    # The second record is older than `memory`; the third was asked for with another value of it.
+    write_run(tmp_path, "mmvae", train={"memory": 1.0, "validate_every": 5})
+    write_run(tmp_path, "mmvae", seed=1)
+    write_run(tmp_path, "mmvae", seed=2, train={"memory": 8.0}, overrides={"train.memory": 8.0})
+    (table,) = comparison_tables(find_runs(tmp_path), methods=[])
+    (row,) = table.rows
+    assert row.seeds == (0, 1, 2) and not row.overrides and not table.excluded

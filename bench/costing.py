@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,21 @@ def _pass(method: Method, batch: Batch, stage: Stage, precision: str) -> None:
         loss.total.backward()
 
 
+@contextmanager
+def traceless(method: Method) -> Iterator[None]:
+    """Training passes inside leave weights, buffers, gradients, mode and random state as they were."""
+    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    was_training = method.training
+    method.train()
+    try:
+        with forked(derive(0, "step cost")):
+            yield
+    finally:
+        method.zero_grad(set_to_none=True)
+        method.load_state_dict(state)
+        method.train(was_training)
+
+
 def step_cost(
     method: Method,
     batch: Batch,
@@ -52,42 +68,28 @@ def step_cost(
     warmup: int = 2,
     repeats: int = 5,
 ) -> StepCost:
-    """Cost of one training step on `batch`; weights, buffers, gradients, mode and random state are as
-    before afterwards."""
+    """Cost of one training step on `batch`; the method is as before afterwards."""
     device = next(iter(batch.values())).device
-    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    was_training = method.training
-    method.train()
     flops, seconds = 0.0, 0.0
     reset_peak(device)
-    try:
-        with forked(derive(0, "step cost")):
-            for stage in method.stages:
-                with only(method, stage_groups(method, stage).values()):
+    with traceless(method):
+        for stage in method.stages:
+            with only(method, stage_groups(method, stage).values()):
 
-                    def call(stage: Stage = stage) -> None:
-                        _pass(method, batch, stage, precision)
+                def call(stage: Stage = stage) -> None:
+                    _pass(method, batch, stage, precision)
 
-                    flops += stage.share * count_flops(call)
-                    if timed:
-                        seconds += stage.share * seconds_per_call(call, device, warmup, repeats)
-        return StepCost(flops, seconds if timed else None, peak_memory_mb(device))
-    finally:
-        method.zero_grad(set_to_none=True)
-        method.load_state_dict(state)
-        method.train(was_training)
+                flops += stage.share * count_flops(call)
+                if timed:
+                    seconds += stage.share * seconds_per_call(call, device, warmup, repeats)
+    return StepCost(flops, seconds if timed else None, peak_memory_mb(device))
 
 
 def stage_seconds(method: Method, batch: Batch, stage: Stage, precision: str) -> float:
-    """Seconds of one forward and backward pass in `stage`; leaves everything as `step_cost` does."""
+    """Seconds of one forward and backward pass in `stage`; the method is as before afterwards."""
     device = next(iter(batch.values())).device
-    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    try:
-        with forked(derive(0, "stage seconds")), only(method, stage_groups(method, stage).values()):
-            return seconds_per_call(lambda: _pass(method, batch, stage, precision), device, 1, 1)
-    finally:
-        method.zero_grad(set_to_none=True)
-        method.load_state_dict(state)
+    with traceless(method), only(method, stage_groups(method, stage).values()):
+        return seconds_per_call(lambda: _pass(method, batch, stage, precision), device, 1, 1)
 
 
 def sampling_time(

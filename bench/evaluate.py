@@ -78,11 +78,10 @@ def find_judges(data: Dataset, cache: Path, device: torch.device | str = "cpu") 
 
     test = data.split("test")
     images = {m.name for m in data.spec.images}
-    if (oracle := getattr(data, "oracle", None)) is not None:
+    if data.oracle is not None:
         splits = (data.split("train"), data.split("val"), test)
-        return attribute_judges(
-            data.spec, oracle.attributes, *splits, data.fingerprint, Path(cache), device
-        ), ""
+        attributes = data.oracle.attributes
+        return attribute_judges(data.spec, attributes, *splits, data.fingerprint, Path(cache), device), ""
     if LABEL not in test.labels:
         return None, f"the data set has no label '{LABEL}' to judge by"
     if len(images) < 2:
@@ -97,9 +96,8 @@ def coherence_metric(
     data: Dataset, judges: Any, test: Split, device: torch.device | str = "cpu", seed: int = 0
 ) -> AttributeMetric | CoherenceMetric:
     """The coherence of a data set: of attributes where it has an oracle for them, else of its digits."""
-    oracle = getattr(data, "oracle", None)
-    if oracle is not None:
-        return AttributeMetric(judges, oracle, test, device, seed)
+    if data.oracle is not None:
+        return AttributeMetric(judges, data.oracle, test, device, seed)
     return CoherenceMetric(judges, test, device, LABEL, seed)
 
 

@@ -169,7 +169,7 @@ def data_text(name: str, options: Options) -> str:
     for modality_name, accuracy in judges.accuracy.items():
         source = getattr(judges, "source", {}).get(modality_name, "")
         lines.append(f"  judge of {modality_name}: accuracy {accuracy:.4f} on test ({source})")
-    if hasattr(data, "oracle"):
+    if data.oracle is not None:
         lines += _agreement(coherence_metric(data, judges, data.split("test")).compute())
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -143,14 +143,26 @@ class Split:
         return Split(self.spec, moved(self.stored), moved(self.labels), moved(self.groups))
 
 
+class Oracle(Protocol):
+    """What a data set with attributes knows of its captions."""
+
+    attributes: dict[str, tuple[str, ...]]
+
+    def read(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Attribute -> codes `[N]` of captions `[N, length]`, -1 where one cannot be read."""
+        ...
+
+
 class Dataset(ABC):
     """A data set that can build, verify and describe itself.
 
     `data` is a local source folder (`--data`, `BENCH_DATA`), `cache` the folder prepared copies live in.
+    oracle: reads the attributes of captions, where they have any.
     """
 
     name: ClassVar[str]
     spec: DataSpec
+    oracle: Oracle | None = None
 
     def __init__(self, cache: Path, data: Path | None = None, seed: int = 0) -> None:
         self.cache, self.data, self.seed = Path(cache), data, seed

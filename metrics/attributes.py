@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.spec import Split, to_float
+from datasets.spec import Oracle, Split, to_float
 from metrics.coherence import Key, label_of
 from metrics.intervals import interval
 from metrics.protocol import Event, Score
@@ -24,16 +24,6 @@ Codes = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Where = tuple[tuple[str, ...], str]
 """Given modalities (none for joint samples) and the target."""
-
-
-class Oracle(Protocol):
-    """What a data set with attributes knows of its captions."""
-
-    attributes: dict[str, tuple[str, ...]]
-
-    def read(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Attribute -> codes `[N]` of captions `[N, length]`, -1 where one cannot be read."""
-        ...
 
 
 class PictureJudges(Protocol):

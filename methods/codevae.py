@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,13 @@ from torch import Tensor, nn
 from datasets.spec import Batch, DataSpec, UserError
 from methods.base import Loss, ParamGroup, Progress
 from methods.parts.latents import Diagonal
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
+from methods.parts.normal_vae import NormalVAE
 from methods.parts.objectives import kl_to_standard_normal
 from methods.parts.pooling import consensus
 from methods.parts.posteriors import stack, subsets
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
 
 
-class CoDEVAE(MultimodalVAE):
+class CoDEVAE(NormalVAE):
     """Consensus of Dependent Experts VAE; Mancisidor et al. 2025, METHODS.md 2.12.
 
     q_S(z | X_S) is the consensus of the normal experts in S whose errors have covariances
@@ -46,32 +44,21 @@ class CoDEVAE(MultimodalVAE):
         self,
         spec: DataSpec,
         *,
-        latent: int = 512,
-        beta: float = 2.5,
         correlation: float = 0.5,
         entropy: float = 1000.0,
         decoded: int = 0,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
         lr: float = 1e-3,
-        clip: float = 0.0,
+        **settings: Any,
     ) -> None:
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
+        super().__init__(spec, lr=lr, **settings)
         self.subsets = subsets(spec.names)
         if not 0 <= correlation < 1:
             raise UserError(f"correlation={correlation} is impossible; give at least 0 and less than 1")
         if not 0 <= decoded <= len(self.subsets):
             raise UserError(f"decoded={decoded} is impossible; give 0 (all) to {len(self.subsets)} subsets")
-        self.beta, self.correlation, self.entropy = beta, correlation, entropy
+        self.correlation, self.entropy = correlation, entropy
         self.decoded = decoded or len(self.subsets)
         self.logits = nn.Parameter(torch.zeros(len(self.subsets)))
-        self.prior = Prior(latent, self.family)
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         experts = {name: e.z for name, e in self.experts(x).items()}
@@ -105,11 +92,5 @@ class CoDEVAE(MultimodalVAE):
         groups["inference"].params.append(self.logits)
         return groups
 
-    def posterior_mean(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return consensus(list(experts.values()), self.correlation).location
-
-    def posterior_sample(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return consensus(list(experts.values()), self.correlation).rsample()
-
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    def pooled(self, experts: Mapping[str, Diagonal]) -> Diagonal:
+        return consensus(list(experts.values()), self.correlation)

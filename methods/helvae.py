@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from datasets.spec import Batch, DataSpec
+from datasets.spec import Batch
 from methods.base import Loss, Progress
 from methods.parts.latents import Diagonal
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
+from methods.parts.normal_vae import NormalVAE
 from methods.parts.objectives import kl_to_standard_normal
 from methods.parts.pooling import hellinger
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
 
 
-class HELVAE(MultimodalVAE):
+class HELVAE(NormalVAE):
     """Hellinger multimodal VAE; Vo and Valera 2026, METHODS.md 2.13.
 
     The Hoelder pool with exponent 1/2, proportional to (sum_m sqrt(q_m(z | x_m)))^2, is a mixture of the
@@ -34,45 +29,9 @@ class HELVAE(MultimodalVAE):
 
     citation = "Vo, Valera: Hellinger multimodal variational autoencoders, AISTATS 2026"
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        *,
-        latent: int = 512,
-        beta: float = 2.5,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        lr: float = 5e-4,
-        clip: float = 0.0,
-    ) -> None:
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
-        self.beta = beta
-        self.prior = Prior(latent, self.family)
-
     def forward(self, x: Batch, progress: Progress) -> Loss:
-        q = hellinger([e.z for e in self.experts(x).values()])
-        z = q.rsample()  # [B, D]
+        q = self.pooled({name: e.z for name, e in self.experts(x).items()})
+        return self.negative_elbo(x, q.rsample(), kl_to_standard_normal(q))
 
-        log_likelihood = sum(self.log_likelihoods(x, z).values())
-        kl = kl_to_standard_normal(q)
-        elbo = log_likelihood - self.beta * kl
-
-        return Loss(
-            -elbo.mean(),
-            {"bound": elbo.mean(), "log_likelihood": log_likelihood.mean(), "kl": kl.mean()},
-        )
-
-    def posterior_mean(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return hellinger(list(experts.values())).location
-
-    def posterior_sample(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return hellinger(list(experts.values())).rsample()
-
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    def pooled(self, experts: Mapping[str, Diagonal]) -> Diagonal:
+        return hellinger(list(experts.values()))

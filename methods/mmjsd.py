@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
 from datasets.spec import Batch, DataSpec, UserError
 from methods.base import Loss, Progress
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
+from methods.parts.normal_vae import NormalVAE
 from methods.parts.normals import jensen_shannon, standard_normal_like
 from methods.parts.posteriors import mixture_rsample
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
+from methods.parts.vae import MultimodalVAE
 
 
-class MMJSD(MultimodalVAE):
+class MMJSD(NormalVAE):
     """Multimodal VAE with a Jensen-Shannon divergence; Sutter et al. 2020, METHODS.md 2.3.
 
     q(z | X) = (1/M) sum_m q_m(z | x_m), normal experts. The dynamic prior is the abstract mean of experts
@@ -45,28 +43,16 @@ class MMJSD(MultimodalVAE):
         self,
         spec: DataSpec,
         *,
-        latent: int = 512,
-        beta: float = 2.5,
         prior_weight: float | None = None,
         prior_component: bool = False,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        lr: float = 5e-4,
-        clip: float = 0.0,
+        **settings: Any,
     ) -> None:
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
+        super().__init__(spec, **settings)
         own = 1 / (len(spec) + 1) if prior_weight is None else prior_weight
         if not 0 <= own <= 1:
             raise UserError(f"prior_weight={own} is impossible; give a weight in [0, 1], or None for 1/(M+1)")
-        self.beta, self.prior_component = beta, prior_component
+        self.prior_component = prior_component
         self.weights = (own, *[(1 - own) / len(spec)] * len(spec))
-        self.prior = Prior(latent, self.family)
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         experts = [e.z for e in self.experts(x).values()]
@@ -82,5 +68,6 @@ class MMJSD(MultimodalVAE):
             {"bound": bound.mean(), "log_likelihood": log_likelihood.mean(), "js": divergence.mean()},
         )
 
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    # The mixture of the given experts, not one normal.
+    posterior_mean = MultimodalVAE.posterior_mean
+    posterior_sample = MultimodalVAE.posterior_sample

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any
 
 from datasets.spec import Batch, DataSpec
 from methods.base import Loss, Progress
 from methods.parts.latents import Diagonal
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
-from methods.parts.objectives import kl_to_standard_normal
-from methods.parts.posteriors import mixture_rsample, product, subsets
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
+from methods.parts.normal_vae import NormalVAE
+from methods.parts.posteriors import product, subsets
 
 
-class MoPoE(MultimodalVAE):
+class MoPoE(NormalVAE):
     """Mixture-of-products-of-experts VAE; Sutter et al. 2021, METHODS.md 2.4.
 
     q(z | X) = (1/(2^M - 1)) sum_S q_S(z | X_S), q_S the product of the normal experts in S, with the
@@ -35,52 +29,14 @@ class MoPoE(MultimodalVAE):
 
     citation = "Sutter, Daunhawer, Vogt: Generalized multimodal ELBO, ICLR 2021"
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        *,
-        latent: int = 512,
-        beta: float = 2.5,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        lr: float = 5e-4,
-        clip: float = 0.0,
-    ) -> None:
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
-        self.beta = beta
+    def __init__(self, spec: DataSpec, **settings: Any) -> None:
+        super().__init__(spec, **settings)
         self.subsets = subsets(spec.names)
-        self.prior = Prior(latent, self.family)
-
-    def product_of(self, experts: Mapping[str, Diagonal], subset: Iterable[str]) -> Diagonal:
-        """q_S(z | X_S) from the experts of the modalities in `subset`."""
-        members = tuple(subset)
-        return product([experts[name] for name in members], prior=len(members) == len(self.spec) > 1)
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         experts = {name: e.z for name, e in self.experts(x).items()}
-        components = [self.product_of(experts, subset) for subset in self.subsets]
-        z = mixture_rsample(components)  # [B, D]
+        components = [self.pooled({name: experts[name] for name in subset}) for subset in self.subsets]
+        return self.negative_elbo_of_mixture(x, components)
 
-        log_likelihood = sum(self.log_likelihoods(x, z).values())
-        kl = torch.stack([kl_to_standard_normal(q) for q in components]).mean(0)
-        elbo = log_likelihood - self.beta * kl
-
-        return Loss(
-            -elbo.mean(),
-            {"bound": elbo.mean(), "log_likelihood": log_likelihood.mean(), "kl": kl.mean()},
-        )
-
-    def posterior_mean(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return self.product_of(experts, experts).location
-
-    def posterior_sample(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return self.product_of(experts, experts).rsample()
-
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    def pooled(self, experts: Mapping[str, Diagonal]) -> Diagonal:
+        return product(list(experts.values()), prior=len(experts) == len(self.spec) > 1)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from datasets.spec import Batch, DataSpec, UserError
 from methods.base import Loss, Progress
 from methods.parts.latents import Diagonal
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
+from methods.parts.normal_vae import NormalVAE
 from methods.parts.objectives import kl_to_standard_normal
 from methods.parts.posteriors import product, stack, subsets
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
 
 
-class MVAE(MultimodalVAE):
+class MVAE(NormalVAE):
     """Product-of-experts VAE; Wu & Goodman 2018, METHODS.md 2.1.
 
     q(z | X_S) ~ p(z) prod_{m in S} q_m(z | x_m) with normal experts and the prior expert N(0, I), for every
@@ -43,22 +40,11 @@ class MVAE(MultimodalVAE):
         self,
         spec: DataSpec,
         *,
-        latent: int = 512,
-        beta: float = 2.5,
         anneal: float = 0.0,
         random_subsets: int = 0,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        lr: float = 5e-4,
-        clip: float = 0.0,
+        **settings: Any,
     ) -> None:
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
+        super().__init__(spec, **settings)
         every = subsets(spec.names)
         # With one modality the full set is the singleton: one ELBO, not two.
         self.always = list(dict.fromkeys([every[-1], *every[: len(spec)]]))
@@ -70,8 +56,7 @@ class MVAE(MultimodalVAE):
             )
         if not 0 <= anneal <= 1:
             raise UserError(f"anneal={anneal} is impossible; give a share of the training in [0, 1]")
-        self.beta, self.anneal, self.random_subsets = beta, anneal, random_subsets
-        self.prior = Prior(latent, self.family)
+        self.anneal, self.random_subsets = anneal, random_subsets
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         experts = {name: e.z for name, e in self.experts(x).items()}
@@ -102,11 +87,5 @@ class MVAE(MultimodalVAE):
         """beta_t: rises linearly to beta during the first `anneal` of the steps."""
         return self.beta * (min(1.0, progress.fraction / self.anneal) if self.anneal else 1.0)
 
-    def posterior_mean(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return product(list(experts.values()), prior=True).location
-
-    def posterior_sample(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return product(list(experts.values()), prior=True).rsample()
-
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    def pooled(self, experts: Mapping[str, Diagonal]) -> Diagonal:
+        return product(list(experts.values()), prior=True)

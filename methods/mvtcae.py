@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import Any
 
 from datasets.spec import Batch, DataSpec, UserError
 from methods.base import Loss, Progress
 from methods.parts.latents import Diagonal
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
+from methods.parts.normal_vae import NormalVAE
 from methods.parts.normals import kl_divergence
 from methods.parts.objectives import kl_to_standard_normal
 from methods.parts.posteriors import product, stack
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
 
 
-class MVTCAE(MultimodalVAE):
+class MVTCAE(NormalVAE):
     """Multi-view total correlation autoencoder; Hwang et al. 2021, METHODS.md 2.5.
 
     q(z | X_S) ~ prod_{m in S} q_m(z | x_m), normal experts, no prior expert. With one z ~ q(z | X),
@@ -42,25 +38,14 @@ class MVTCAE(MultimodalVAE):
         self,
         spec: DataSpec,
         *,
-        latent: int = 512,
         alpha: float = 5 / 6,
-        beta: float = 2.5,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
         lr: float = 1e-3,
-        clip: float = 0.0,
+        **settings: Any,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha={alpha} is impossible; give a ratio in [0, 1]")
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
-        self.alpha, self.beta = alpha, beta
-        self.prior = Prior(latent, self.family)
+        super().__init__(spec, lr=lr, **settings)
+        self.alpha = alpha
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         experts = [e.z for e in self.experts(x).values()]
@@ -82,11 +67,5 @@ class MVTCAE(MultimodalVAE):
             },
         )
 
-    def posterior_mean(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return product(list(experts.values())).location
-
-    def posterior_sample(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return product(list(experts.values())).rsample()
-
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    def pooled(self, experts: Mapping[str, Diagonal]) -> Diagonal:
+        return product(list(experts.values()))

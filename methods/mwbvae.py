@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from datasets.spec import Batch, DataSpec
 from methods.base import Loss, Progress
 from methods.parts.latents import Diagonal
-from methods.parts.likelihoods import ImageLikelihood, Likelihood
-from methods.parts.networks.build import Network
-from methods.parts.objectives import kl_to_standard_normal
+from methods.parts.normal_vae import NormalVAE
 from methods.parts.pooling import barycentre
-from methods.parts.posteriors import mixture_rsample, subsets
-from methods.parts.priors import Prior
-from methods.parts.vae import Adam, MultimodalVAE
+from methods.parts.posteriors import subsets
 
 
-class MWBVAE(MultimodalVAE):
+class MWBVAE(NormalVAE):
     """Mixture-of-Wasserstein-barycentres VAE; Qiu et al. 2025, METHODS.md 2.11.
 
     q(z | X) = (1/(2^M - 1)) sum_S q_S(z | X_S), q_S the 2-Wasserstein barycentre of the normal experts in
@@ -40,47 +34,14 @@ class MWBVAE(MultimodalVAE):
         "barycentric view, AAAI 2025"
     )
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        *,
-        latent: int = 512,
-        beta: float = 2.5,
-        network: Network = "cnn",
-        width: int = 32,
-        likelihood: ImageLikelihood = "laplace",
-        likelihood_scale: float = 0.75,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        lr: float = 5e-4,
-        clip: float = 0.0,
-    ) -> None:
-        observed = Likelihood(likelihood, likelihood_scale, image_weight, text_weight)
-        backbone = {"family": "gaussian", "network": network, "width": width}
-        super().__init__(spec, observed, Adam(lr, clip=clip), latent=latent, **backbone)
-        self.beta = beta
+    def __init__(self, spec: DataSpec, **settings: Any) -> None:
+        super().__init__(spec, **settings)
         self.subsets = subsets(spec.names)
-        self.prior = Prior(latent, self.family)
 
     def forward(self, x: Batch, progress: Progress) -> Loss:
         experts = {name: e.z for name, e in self.experts(x).items()}
-        components = [barycentre([experts[name] for name in subset]) for subset in self.subsets]
-        z = mixture_rsample(components)  # [B, D]
+        components = [self.pooled({name: experts[name] for name in subset}) for subset in self.subsets]
+        return self.negative_elbo_of_mixture(x, components)
 
-        log_likelihood = sum(self.log_likelihoods(x, z).values())
-        kl = torch.stack([kl_to_standard_normal(q) for q in components]).mean(0)
-        elbo = log_likelihood - self.beta * kl
-
-        return Loss(
-            -elbo.mean(),
-            {"bound": elbo.mean(), "log_likelihood": log_likelihood.mean(), "kl": kl.mean()},
-        )
-
-    def posterior_mean(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return barycentre(list(experts.values())).location
-
-    def posterior_sample(self, experts: Mapping[str, Diagonal]) -> Tensor:
-        return barycentre(list(experts.values())).rsample()
-
-    def draw_prior(self, n: int, steps: int | None = None) -> Tensor:
-        return self.prior.rsample(n)
+    def pooled(self, experts: Mapping[str, Diagonal]) -> Diagonal:
+        return barycentre(list(experts.values()))

@@ -17,12 +17,12 @@ def test_prior_expert_enters_the_full_set_only() -> None:
     experts = {n: e.z for n, e in method.experts(x).items()}
     assert len(method.subsets) == 7
     for subset in method.subsets:
-        q = method.product_of(experts, subset)
+        q = method.pooled({n: experts[n] for n in subset})
         precision = sum(experts[n].scale ** -2 for n in subset) + (len(subset) == 3)
         torch.testing.assert_close(q.scale**-2, precision, rtol=1e-4, atol=1e-4)
         mean = sum(experts[n].location * experts[n].scale ** -2 for n in subset) / precision
         torch.testing.assert_close(q.location, mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(method.encode(x)["z"], method.product_of(experts, SPEC.names).location)
+    torch.testing.assert_close(method.encode(x)["z"], method.pooled(experts).location)
 
 
 def test_loss_is_the_papers_elbo() -> None:
@@ -30,7 +30,7 @@ def test_loss_is_the_papers_elbo() -> None:
     x = {n: t.double() if t.is_floating_point() else t for n, t in x.items()}
     loss = seeded(method, x)
     experts = {n: e.z for n, e in method.experts(x).items()}
-    products = [method.product_of(experts, s) for s in method.subsets]
+    products = [method.pooled({n: experts[n] for n in s}) for s in method.subsets]
     torch.manual_seed(0)
     z = mixture_rsample(products)
     kl = sum(kl_divergence(Normal(q.location, q.scale), Normal(0.0, 1.0)).sum(-1) for q in products) / 7
@@ -42,7 +42,7 @@ def test_averaged_kl_bounds_that_of_the_mixture() -> None:
     method, x = build(MoPoE).double(), batch()
     x = {n: t.double() if t.is_floating_point() else t for n, t in x.items()}
     experts = {n: e.z for n, e in method.experts(x).items()}
-    products = [method.product_of(experts, s) for s in method.subsets]
+    products = [method.pooled({n: experts[n] for n in s}) for s in method.subsets]
     z = torch.stack([mixture_rsample(products) for _ in range(4000)])
     mixture = (mixture_log_prob(products, z) - Normal(0.0, 1.0).log_prob(z).sum(-1)).mean(0)
     kl = sum(kl_divergence(Normal(q.location, q.scale), Normal(0.0, 1.0)).sum(-1) for q in products) / 7
@@ -53,7 +53,7 @@ def test_with_singletons_the_posterior_is_mmvaes_mixture() -> None:
     method, x = build(MoPoE), batch()
     method.subsets = [(name,) for name in SPEC.names]
     experts = {n: e.z for n, e in method.experts(x).items()}
-    components = [method.product_of(experts, s) for s in method.subsets]
+    components = [method.pooled({n: experts[n] for n in s}) for s in method.subsets]
     places = torch.stack([e.location for e in experts.values()], 1)
     scales = torch.stack([e.scale for e in experts.values()], 1)
     mmvae = MixtureSameFamily(Categorical(torch.ones(6, 3)), Independent(Normal(places, scales), 1))
@@ -77,7 +77,7 @@ def test_encoders_run_once_per_modality() -> None:
 def test_conditional_samples_use_the_product_of_what_is_given() -> None:
     method, x = build(MoPoE).eval(), batch()
     experts = {n: e.z for n, e in method.experts({n: x[n] for n in ("photo", "caption")}).items()}
-    q = method.product_of(experts, experts)
+    q = method.pooled(experts)
     torch.manual_seed(0)
     z = torch.stack([method.posterior_sample(experts) for _ in range(3000)]).detach()
     torch.testing.assert_close(z.mean(0), q.location.detach(), atol=0.12, rtol=0)

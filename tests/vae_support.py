@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Laplace
 
+from bench.config import class_signature
 from datasets.spec import Batch, DataSpec, Modality
 from methods.base import Method, Progress
 from methods.cmvae import CMVAE
@@ -56,7 +56,7 @@ def build(cls: type[Method], seed: int = 0, **hyper: Any) -> Method:
     """A small instance with weights from `seed`: 4 shared and 3 private dimensions, two samples."""
     torch.manual_seed(seed)
     small: dict[str, Any] = {"latent": 4, "network": "cnn", "width": 8, "private": 3, "samples": 2}
-    small = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters}
+    small = {name: value for name, value in small.items() if name in class_signature(cls)[0]}
     return cls(SPEC, **{**small, **hyper})
 
 

@@ -41,7 +41,7 @@ from datasets.spec import Dataset, UserError
 from methods.base import Diverged, Method
 from metrics import METRIC_VERSION
 
-_TRAIN_TIMING = ("train_s", "validate_s", "save_s", "wall_s", "other_s", "step_s")
+_TRAIN_TIMING = ("train_s", "validate_s", "save_s", "wall_s", "other_s", "step_s", "cpu_s")
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ class Job:
     def _score(self, method: Method, names: tuple[str, ...]) -> None:
         """Compute the missing metrics, add them to the others, draw the grid, finish the record."""
         plan = dataclasses.replace(self.config.plan, metrics=names)
-        began = time.monotonic()
+        began, busy = time.monotonic(), time.process_time()
         trained_on = (self.folder.record.get("training") or {}).get("hardware")
         # A step timed on another machine says nothing about this one.
         same = trained_on == hardware(self.device)
@@ -304,7 +304,8 @@ class Job:
         }
         had = [n for n in names if not lacking & {m for ms in HEADLINES.get(n, {}).values() for m in ms}]
         valid = self.folder.record["fingerprints"]["scores"] | {n: self._metric_fingerprint(n) for n in had}
-        timing = {**self.folder.record.get("timing", {}), "evaluate_s": time.monotonic() - began}
+        spent = {"evaluate_s": time.monotonic() - began, "evaluate_cpu_s": time.process_time() - busy}
+        timing = {**self.folder.record.get("timing", {}), **spent}
         timing["evaluation"] = {k: round(v, 3) for k, v in found.timing.items()}
         self.folder.write_record(
             {

@@ -21,6 +21,7 @@ from bench.config import TrainConfig
 from bench.costing import stage_seconds
 from bench.device import fetch, on_device, synchronize
 from bench.errors import Interrupted
+from bench.forecast import Forecast
 from bench.optimise import (
     Average,
     StageOptimiser,
@@ -30,7 +31,7 @@ from bench.optimise import (
     stage_groups,
     stage_steps,
 )
-from bench.progress import Reporter, Task, duration
+from bench.progress import Reporter, Task
 from bench.randomness import Order, derive, forked, random_state, seed_all, set_random_state
 from bench.safefiles import file_hash
 from bench.store import CHECKPOINT, RunFolder
@@ -39,10 +40,6 @@ from datasets.spec import Batch, Split, UserError
 from methods.base import Diverged, Loss, Method, Progress, Stage
 
 VALIDATION_BATCHES = 4
-SLOW = 60.0
-"""Training that takes longer than this many seconds is announced."""
-FORECAST_AFTER = 2.0
-"""Seconds of training, after the first steps, before that is known well enough."""
 
 
 @dataclass
@@ -121,8 +118,9 @@ class Loop:
         self.clocks = {"train_s": 0.0, "validate_s": 0.0, "save_s": 0.0}
         self.validation: dict[str, float] = {}
         self.stopped_by = 0
-        # Seconds a step of each stage takes, as far as known.
-        self.pace: dict[int, float] = {}
+        # Processor seconds of earlier sessions, less what this process had used before.
+        self.cpu = -time.process_time()
+        self.forecast = Forecast(self.stages, self.budget)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -175,6 +173,7 @@ class Loop:
             self.feed.close()
         wall = earlier + time.monotonic() - began
         timing = {**self.clocks, "wall_s": wall, "other_s": wall - sum(self.clocks.values())}
+        timing["cpu_s"] = self._cpu_seconds()
         timing["step_s"] = self.clocks["train_s"] / max(1, self.done - self.skipped)
         files = {s.name: self.folder.path / stage_file(s.name) for s in self.stages[:-1]}
         stages = {name: file_hash(path) for name, path in files.items() if path.exists()}
@@ -189,20 +188,13 @@ class Loop:
             if state is not None:
                 self._restore_optimiser(state)
             self.method.train()
-            first, began, announced = self.step, time.monotonic(), False
+            first = self.step
+            self.forecast.begin()
             while self.step < steps:
                 self._timed("train_s", self._one_step, stage, steps)
-                if self.step - first == 3:
-                    # The first steps pay for warming up; the forecast starts here.
-                    synchronize(self.device)
-                    began = time.monotonic()
-                elif self.step - first > 3:
-                    counted, elapsed = self.step - first - 3, time.monotonic() - began
-                    self.pace[self.stage] = elapsed / counted
-                    if not announced and elapsed > FORECAST_AFTER and (counted >= 5 or elapsed > 15):
-                        announced = True
-                        self._announce()
-                task.advance(left=self._seconds_left())
+                if self.forecast.after(self.stage, self.step - first, lambda: synchronize(self.device)):
+                    self._announce()
+                task.advance(left=self.forecast.left(self.stage, self.step))
                 self._between_steps(task, stage, steps)
         if self.stage < len(self.stages) - 1:
             self._timed("save_s", self.folder.save_weights, self.method.state_dict(), stage_file(stage.name))
@@ -312,31 +304,15 @@ class Loop:
 
     def _announce(self) -> None:
         """Say how long the rest takes; a stage that is still to come is judged by one step of it."""
-        later = [i for i in range(self.stage + 1, len(self.stages)) if i not in self.pace]
-        if later:
+        if later := self.forecast.unknown(self.stage):
             batch = fetch(self.train, slice(0, self.config.batch_size), self.device)
             for i in later:
                 # What a stage cannot do with half-trained weights only costs the forecast.
                 with suppress(ArithmeticError, RuntimeError, ValueError, Diverged):
-                    self.pace[i] = stage_seconds(self.method, batch, self.stages[i], self.config.precision)
-        left = self._seconds_left()
-        if left is not None and left > SLOW:
-            paces = ", ".join(
-                f"{self.pace[i]:.2f} s a step{f' in {self.stages[i].name}' * (len(self.stages) > 1)}"
-                for i in range(self.stage, len(self.stages))
-            )
-            self.reporter.say(
-                f"{self.config.steps - self.done} more steps take about {duration(left)} on {self.device} "
-                f"({paces}); stop any time, the same command goes on"
-            )
-
-    def _seconds_left(self) -> float | None:
-        """Seconds until the last step, None as long as the pace of a stage is not known."""
-        ahead = range(self.stage, len(self.stages))
-        if any(i not in self.pace for i in ahead):
-            return None
-        steps = [self.budget[i] - (self.step if i == self.stage else 0) for i in ahead]
-        return sum(n * self.pace[i] for n, i in zip(steps, ahead, strict=True))
+                    seconds = stage_seconds(self.method, batch, self.stages[i], self.config.precision)
+                    self.forecast.pace[i] = seconds
+        if sentence := self.forecast.sentence(self.stage, self.step, self.device):
+            self.reporter.say(sentence)
 
     def _timed(self, clock: str, call: Any, *args: Any) -> None:
         if clock != "train_s":
@@ -346,6 +322,10 @@ class Loop:
             call(*args)
         finally:
             self.clocks[clock] += time.monotonic() - began
+
+    def _cpu_seconds(self) -> float:
+        """Processor seconds of all threads so far, earlier sessions included; steady on a shared machine."""
+        return self.cpu + time.process_time()
 
     def _save(self) -> None:
         self.folder.save_checkpoint(
@@ -360,6 +340,7 @@ class Loop:
                 "order": self.order.state(),
                 "random": random_state(),
                 "clocks": self.clocks,
+                "cpu": self._cpu_seconds(),
                 "sums": self.sums,
                 "counted": self.counted,
                 "validation": self.validation,
@@ -376,6 +357,7 @@ class Loop:
             self.order.load(state["order"])
             set_random_state(state["random"])
             self.clocks.update(state["clocks"])
+            self.cpu += state["cpu"]
             self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
             self.counted, self.validation = state["counted"], state["validation"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

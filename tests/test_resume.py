@@ -98,8 +98,10 @@ def test_a_signal_saves_and_the_run_goes_on(
         with pytest.raises(Interrupted, match=f"{number.name} at step {call}"):
             go(config, data, tmp_path / "cut")
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    earlier = RunFolder(tmp_path / "cut").load_checkpoint()["cpu"]
     result, resumed = go(config, data, tmp_path / "cut")
     assert result.resumed_at == call and same(whole, resumed)
+    assert result.timing["cpu_s"] > earlier > 0
 
 
 def test_a_checkpoint_of_another_run_is_one_sentence(data: TinyData, tmp_path: Path) -> None:

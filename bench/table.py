@@ -173,14 +173,15 @@ def _lines(results: Iterable[Result]) -> list[tuple[Result, str, str]]:
     return lines
 
 
-def _order(dataset: str, result: Result) -> tuple[int, str, bool, str]:
+def _order(dataset: str, result: Result) -> tuple[int, bool, str, bool, str]:
     return (*method_order(dataset, result.method), bool(result.overrides), result.overrides)
 
 
-def method_order(dataset: str, method: str) -> tuple[int, str]:
-    """Sort key: the order of the main paper's tables, then the alphabet."""
+def method_order(dataset: str, method: str) -> tuple[int, bool, str]:
+    """Sort key: the order of the main paper's tables; what they do not list stands before `ours`."""
     order = reference().order(dataset)
-    return (order.index(method) if method in order else len(order), method)
+    listed = method in order
+    return (order.index(method if listed else "ours"), listed, method)
 
 
 def _shown(group: Group) -> list[Measure]:

@@ -21,12 +21,12 @@ from bench.options import (
     dataset_option,
     debug_option,
     device_option,
-    inception_options,
     method_option,
     place_options,
     preset_option,
     results_option,
     set_option,
+    weight_options,
 )
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
@@ -60,7 +60,7 @@ def cli() -> None:
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Instead of the preset's.")
 @results_option
 @place_options
-@inception_options
+@weight_options
 @click.option("--deterministic/--no-deterministic", default=False, help="Repeatable bits on CUDA too.")
 @click.option("--init-from", metavar="RUN", help="Run whose weights replace the first training stage.")
 @click.option("--rescore/--no-rescore", default=False, help="Score again, without training.")

@@ -1,12 +1,15 @@
 import hashlib
+import urllib.request
+from dataclasses import replace
 
 import pytest
 import torch
 from toy_data import ToyData
 
 from metrics import fid as fid_module
-from metrics.fid import Unavailable, fid, find_weights, is_genuine, remedy
+from metrics.fid import WEIGHTS, fid
 from metrics.protocol import Event
+from metrics.weights import Unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +21,7 @@ def empty_machine(tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr(fid_module.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
 
 
 def random_weights(path):
@@ -31,25 +34,26 @@ def random_weights(path):
 
 def test_other_weights_are_refused_however_they_are_named(tmp_path, monkeypatch):
     fake = random_weights(tmp_path / "weights-inception-2015-12-05-6726825d.pth")
-    assert not is_genuine(fake)
+    assert not WEIGHTS.is_genuine(fake)
     with pytest.raises(Unavailable, match="not the published Inception file"):
-        find_weights(fake)
+        WEIGHTS.find(fake)
     with pytest.raises(Unavailable, match="not the published Inception file"):
         fid_module.inception(fake)
     monkeypatch.setenv("BENCH_INCEPTION", str(fake))
     with pytest.raises(Unavailable, match="BENCH_INCEPTION"):
-        find_weights()
+        WEIGHTS.find()
 
 
 def test_what_is_missing_is_answered_with_the_command(tmp_path):
     pytest.importorskip("torch_fidelity")
     with pytest.raises(Unavailable, match="names no file") as missing:
-        find_weights(tmp_path / "nowhere.pth")
-    assert remedy() in str(missing.value) and "curl" in remedy() and "6726825d" in remedy()
+        WEIGHTS.find(tmp_path / "nowhere.pth")
+    remedy = WEIGHTS.remedy()
+    assert remedy in str(missing.value) and "curl" in remedy and "6726825d" in remedy
     with pytest.raises(Unavailable, match="no network in this test.*curl"):
-        find_weights()
+        WEIGHTS.find()
     with pytest.raises(Unavailable, match="not on this machine"):
-        find_weights(download=False)
+        WEIGHTS.find(download=False)
 
 
 def test_a_file_in_the_cache_is_used_only_if_genuine(tmp_path, monkeypatch):
@@ -59,22 +63,22 @@ def test_a_file_in_the_cache_is_used_only_if_genuine(tmp_path, monkeypatch):
     cached = folder / "pt_inception-2015-12-05-6726825d.pth"
     cached.write_bytes(b"weights")
     with pytest.raises(Unavailable):
-        find_weights(download=False)
+        WEIGHTS.find(download=False)
     # Pretend these very bytes are the published ones.
-    monkeypatch.setattr(fid_module, "SHA256", hashlib.sha256(b"weights").hexdigest()[:8])
-    assert find_weights(download=False) == cached
+    these = replace(WEIGHTS, digest=hashlib.sha256(b"weights").hexdigest()[:8])
+    assert these.find(download=False) == cached
 
 
 def test_a_download_is_verified_before_it_is_kept(tmp_path, monkeypatch):
     pytest.importorskip("torch_fidelity")
     import io
 
-    monkeypatch.setattr(fid_module.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"an error page"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"an error page"))
     with pytest.raises(Unavailable, match="not the published Inception file"):
-        find_weights()
+        WEIGHTS.find()
     assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
-    monkeypatch.setattr(fid_module, "SHA256", hashlib.sha256(b"an error page").hexdigest()[:8])
-    assert find_weights().read_bytes() == b"an error page"
+    these = replace(WEIGHTS, digest=hashlib.sha256(b"an error page").hexdigest()[:8])
+    assert these.find().read_bytes() == b"an error page"
 
 
 def fake_features(_, images):
@@ -121,14 +125,14 @@ def test_fid_of_real_pictures_is_zero_and_of_others_is_not(tmp_path):
 def test_real_statistics_are_computed_once_per_content_and_count(tmp_path):
     data = ToyData(tmp_path)
     metric_of(data, tmp_path / "cache", limit=100)
-    files = {f.name for f in (tmp_path / "cache" / "statistics").iterdir()}
+    files = {f.name for f in (tmp_path / "cache" / "features").iterdir()}
     assert len(files) == 6  # three modalities, test and train
     metric_of(data, tmp_path / "cache", limit=100)
-    assert {f.name for f in (tmp_path / "cache" / "statistics").iterdir()} == files
+    assert {f.name for f in (tmp_path / "cache" / "features").iterdir()} == files
     metric_of(data, tmp_path / "cache", limit=200)
     other = ToyData(tmp_path, {"train": 601, "val": 100, "test": 401})
     metric_of(other, tmp_path / "cache", limit=100)
-    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 18
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 18
 
 
 @pytest.mark.slow
@@ -142,7 +146,8 @@ def test_the_network_is_torch_fidelity_s_and_takes_bytes_only(tmp_path, monkeypa
         blank = module.FeatureExtractorInceptionV3("blank", ["2048"])
     path = tmp_path / "weights.pth"
     torch.save(blank.state_dict(), path)
-    monkeypatch.setattr(fid_module, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    declared = replace(WEIGHTS, digest=hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    monkeypatch.setattr(fid_module, "WEIGHTS", declared)
     features = fid_module.inception(path)
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     out = features("m0", images)

@@ -3,7 +3,8 @@
 KID (Binkowski et al., ICLR 2018): the squared maximum mean discrepancy under the kernel (x.y / D + 1)^3,
 unbiased, averaged over 100 random subsets of 1,000 (or of as many as there are). It may fall below 0.
 Precision: share of generated features within the reach of a real one's third neighbour; recall: the reverse
-(Kynkaanniemi et al., NeurIPS 2019).
+(Kynkaanniemi et al., NeurIPS 2019). Those authors, and torch-fidelity unless told otherwise, take features of
+VGG-16; here all stand beside FID, of the same Inception features.
 """
 
 from __future__ import annotations

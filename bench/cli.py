@@ -96,8 +96,8 @@ def run(methods: list[str], dataset: str, preset: str, seeds: tuple[int, ...], o
 def table(name: str | None, results: Path, dataset: str | None, preset: str | None, style: str) -> None:
     """Print a comparison of all runs, or a table of the papers.
 
-    3, 4, 5, 7, 8 and 9 are the main paper's, `mvebm_slides/base` and `moe_ebm_paper/1` (for example) those of
-    its predecessors, `ablations` shows what each part of `ours` earns.
+    1 to 5, 7 to 9 and `cub` are the main paper's, `mvebm_slides/base` and `moe_ebm_paper/1` (for example)
+    those of its predecessors, `ablations` shows what each part of `ours` earns.
 
     \b
     Examples:

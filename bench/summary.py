@@ -303,9 +303,9 @@ class Query:
     """Which score of a run: the average over cells of a metric, for a task and sampler.
 
     attribute: words that the score's attribute must all hold (`n_given=2`, `500`); avoid: words it must
-    not hold. Words are separated by anything but letters, digits, `_`, `=`, `.` and `+`. given, target: of one
-    cell instead of the average. An average over some of the modalities names them joined by `+` and counts as
-    an average.
+    not hold. Words are separated by anything but letters, digits, `_`, `=`, `.` and `+`. given, target: of
+    one cell instead of the average. An average over some of the modalities names them joined by `+` and
+    counts as an average.
     """
 
     metric: str

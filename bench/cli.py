@@ -30,7 +30,10 @@ from bench.options import (
 )
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
-FIGURES = ("scatter", "joint", "cross", "interpolation", "chain", "training", *"123469", "10")
+FIGURES = (
+    *("scatter", "joint", "cross", "interpolation", "chain", "training", "captioned", "pairs", "t2i"),
+    *("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -128,7 +131,10 @@ def table(name: str | None, results: Path, dataset: str | None, preset: str | No
 @debug_option
 def plot(figure: str, runs: tuple[str, ...], out: Path, dataset: str | None, preset: str | None,
          kind: str | None, **rest: Any) -> None:  # fmt: skip
-    """Draw a figure as PNG and PDF; 1 to 4, 6, 9 and 10 are the paper's numbers.
+    """Draw a figure as PNG and PDF; 1 to 10 are the paper's numbers.
+
+    Captioned pictures: 7 (pairs) unconditional, 5 (captioned) also given either, 8 (t2i) all methods beside
+    each other for the same captions.
 
     \b
     Examples:

@@ -9,7 +9,7 @@ METRICS = {
     "clustering": "agreement of a method's clusters with the labels, where it has any (cluster_acc, ...)",
     "fid": "Frechet Inception distance with the published weights (fid_uncond, fid_cond, fid_cond_cross)",
     "fd_clf": "Frechet distance in the features of the data set's own classifiers (fd_clf_uncond, ...)",
-    "chains": "energy or log-likelihood at both ends of every Markov chain, on held-out data",
+    "chains": "Markov chains on held-out data: energy or log-likelihood at both ends, acceptance, mixing",
     "cost": "parameters, overhead, seconds and network evaluations per sample, step time, memory, FLOPs",
 }
 """The names that `plan.metrics` may hold, each with one line on what it measures."""

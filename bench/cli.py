@@ -31,7 +31,8 @@ from bench.options import (
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
 FIGURES = (
-    *("scatter", "joint", "cross", "interpolation", "chain", "training", "captioned", "pairs", "t2i"),
+    *("scatter", "joint", "cross", "interpolation", "chain", "chains", "training"),
+    *("captioned", "pairs", "t2i"),
     *("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
 )
 
@@ -124,7 +125,7 @@ def table(name: str | None, results: Path, dataset: str | None, preset: str | No
 )
 @click.option("--dataset", callback=check_dataset_name, metavar="NAME", help="Only this data set.")
 @click.option("--preset", metavar="NAME", help="Only this preset.")
-@click.option("--kind", metavar="CHAIN", help="For chain: data, posterior or prior. [default: all]")
+@click.option("--kind", metavar="CHAIN", help="For chain, chains: data, posterior or prior. [default: all]")
 @results_option
 @place_options
 @device_option
@@ -141,6 +142,7 @@ def plot(figure: str, runs: tuple[str, ...], out: Path, dataset: str | None, pre
       bench plot scatter --dataset polydigits
       bench plot joint --run 3fa1 --out figures
       bench plot chain --run results/runs/polydigits/ours/3fa1c2d4e5f6
+      bench plot chains --run 3fa1
     """
     from bench.plots import plot_figure
 

@@ -118,6 +118,47 @@ def draw_interpolation(
     return plot_interpolation(lines, path, title or "latent interpolation", words)
 
 
+def check_kinds(method: Method, kinds: Sequence[str]) -> None:
+    """Raises UsageError for a method without chains, or without one of `kinds`."""
+    reason = type(method).unsupported(method.spec, "chain")
+    if reason is not None:
+        raise UsageError(f"{type(method).__name__} has no chain to draw: {reason}")
+    for kind in kinds:
+        if kind not in method.chains:
+            known = ", ".join(method.chains)
+            raise UsageError(f"{type(method).__name__} runs no '{kind}' chain; choose from {known}")
+
+
+def draw_diagnostics(
+    method: Method,
+    split: Split,
+    path: Path,
+    seed: int = 0,
+    kinds: Sequence[str] = (),
+    title: str = "",
+) -> list[Path]:
+    """How the chains move and mix, on the tuples and with the lengths that the scores come from.
+
+    Raises UsageError for a method without chains, without one of `kinds`, or that gives no trace of them.
+    """
+    from bench.chains import CHAINS, LONG_CHAINS, LONG_STEPS, held_out, repeated, run_chains
+    from bench.figure_chains import plot_diagnostics
+
+    check_kinds(method, kinds)
+    many = held_out(split, CHAINS, method.device)
+    one = repeated(split, LONG_CHAINS, method.device)
+    pairs = []
+    for kind in kinds or method.chains:
+        usual = _seeded(method, seed, lambda kind=kind: run_chains(method, kind, many))
+        long = _seeded(method, seed, lambda kind=kind: run_chains(method, kind, one, LONG_STEPS))
+        if usual.trace is None or long.trace is None:
+            raise UsageError(
+                f"{type(method).__name__} gives no trace of its '{kind}' chain; see `Chain.trace`"
+            )
+        pairs.append((usual, long))
+    return plot_diagnostics(pairs, path, title)
+
+
 def draw_chains(
     method: Method,
     split: Split,
@@ -136,14 +177,7 @@ def draw_chains(
     """
     import torch
 
-    reason = type(method).unsupported(method.spec, "chain")
-    if reason is not None:
-        raise UsageError(f"{type(method).__name__} has no chain to draw: {reason}")
-    unknown = [kind for kind in kinds if kind not in method.chains]
-    if unknown:
-        raise UsageError(
-            f"{type(method).__name__} runs no '{unknown[0]}' chain; choose from {', '.join(method.chains)}"
-        )
+    check_kinds(method, kinds)
     index = torch.linspace(0, len(split) - 1, min(n, len(split))).long()
     batch = {name: cells.to(method.device) for name, cells in split.batch(index).items()}
     written: list[Path] = []

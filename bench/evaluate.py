@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from bench.chains import score_chains
 from bench.config import closest
 from bench.costing import cost_scores
 from bench.device import autocast
@@ -22,7 +23,6 @@ from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
 from methods.base import Diverged, Method
 from metrics import METRICS
 from metrics.attributes import AttributeMetric
-from metrics.chains import chain_scores
 from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
 from metrics.fd_clf import fd_clf, spread_rows
@@ -33,9 +33,6 @@ from metrics.weights import Unavailable
 if TYPE_CHECKING:
     from bench.config import Plan
     from bench.progress import Reporter
-
-CHAINS = 200
-"""Chains run for the chain diagnostics."""
 
 HELD_OUT = 1000
 """Tuples of `val` on which a method may prune its clusters, and test tuples assigned at once."""
@@ -167,7 +164,7 @@ def evaluate(
                 result.scores += _run_clusters(method, data.split("val"), test, device)
         if "chains" in plan.metrics:
             with clock("chains"), forked(derive(seed, "chains")), autocast(device, precision):
-                result.scores += _run_chains(method, test, device)
+                result.scores += score_chains(method, test, device)
         if "cost" in plan.metrics:
             with clock("cost"):
                 result.scores += cost_scores(
@@ -345,17 +342,6 @@ def _run_clusters(method: Method, val: Split, test: Split, device: torch.device)
             return []
         found.append(clusters.cpu())
     return clustering_scores(torch.cat(found).numpy(), test.labels[label].cpu().numpy())
-
-
-def _run_chains(method: Method, test: Split, device: torch.device) -> list[Score]:
-    """Every kind of chain that the method runs, from `CHAINS` held-out tuples spread over the split."""
-    if method.unsupported(method.spec, "chain") is not None:
-        return []
-    rows = spread_rows(len(test), CHAINS).to(next(iter(test.stored.values())).device)
-    x = {name: t.to(device) for name, t in test.batch(rows).items()}
-    with torch.no_grad():
-        chains = [method.chain(kind, x, len(rows), every=10**6) for kind in method.chains]
-    return [score for c in chains for score in chain_scores(c.kind, c.quantity, c.values)]
 
 
 def encodings(

@@ -199,6 +199,11 @@ def _chain_block(chain: Chain, index: int, observed: Batch | None) -> Block:
     return Block("", rows, columns=labels)
 
 
+def quantity_name(quantity: str) -> str:
+    """What an axis calls the quantity of a chain."""
+    return {"energy": "energy U", "log_likelihood": "log-likelihood"}.get(quantity, quantity)
+
+
 def _profile(axis: Any, values: Any, chain: Chain) -> None:
     """Mean over chains at every step, with the band of the middle 80 %."""
     steps = np.arange(len(values))
@@ -207,8 +212,7 @@ def _profile(axis: Any, values: Any, chain: Chain) -> None:
         steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="10 % to 90 % of chains"
     )
     axis.plot(steps, values.mean(1), color=COLOURS[0], label=f"mean of {values.shape[1]} chains")
-    name = {"energy": "energy U", "log_likelihood": "log-likelihood"}.get(chain.quantity, chain.quantity)
-    axis.set(xlabel="step", ylabel=name, xlim=(0, max(1, len(values) - 1)))
+    axis.set(xlabel="step", ylabel=quantity_name(chain.quantity), xlim=(0, max(1, len(values) - 1)))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False, loc="best")
 

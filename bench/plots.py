@@ -201,4 +201,6 @@ def _draw(
     if figure == "cross":
         return drawing.draw_cross(method, test, path, seed=config.seed, title=title, words=words)
     kinds = [kind] if kind else ()
+    if figure == "chains":
+        return drawing.draw_diagnostics(method, test, path, seed=config.seed, kinds=kinds, title=title)
     return drawing.draw_chains(method, test, path, seed=config.seed, kinds=kinds, title=title, words=words)

@@ -324,7 +324,7 @@ class Loop:
             self.clocks[clock] += time.monotonic() - began
 
     def _cpu_seconds(self) -> float:
-        """Processor seconds of all threads so far, earlier sessions included; steady on a shared machine."""
+        """Processor seconds of all threads so far, earlier sessions included."""
         return self.cpu + time.process_time()
 
     def _save(self) -> None:

@@ -87,9 +87,25 @@ class Loss:
 
 
 @dataclass
+class Trace:
+    """Numbers along B chains, before every step and after the last; P fixed random directions.
+
+    energies `[steps + 1, B]`; displacement `[steps + 1, B]`, root mean square of the entries' distance from
+    the start; projections `[steps + 1, B, P]` of the state; acceptance `[steps, B]` in [0, 1], with which
+    Metropolis and Hastings would have accepted each step (None for a chain without noise).
+    """
+
+    energies: Tensor
+    displacement: Tensor
+    projections: Tensor
+    acceptance: Tensor | None
+
+
+@dataclass
 class Chain:
     """The states of a Markov chain: `frames[i]` are the decoded images [0, 1] (or tokens) after
     `at[i]` steps, `values` `[steps + 1, B]` is `quantity` (`energy` or `log_likelihood`) at every step.
+    `trace`: what the diagnostics of the chain need, None where a method does not give it.
     """
 
     kind: str
@@ -97,6 +113,7 @@ class Chain:
     at: list[int]
     frames: list[Batch]
     values: Tensor
+    trace: Trace | None = None
 
 
 class Diverged(Exception):

@@ -121,7 +121,13 @@ class MLEEBM(Method):
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
         if kind != "data":
             raise ValueError(f"{type(self).__name__} runs a 'data' chain only")
-        recorder = Recorder(self.data_steps if steps is None else steps, every, self.to_data)
+        recorder = Recorder(
+            self.data_steps if steps is None else steps,
+            every,
+            self.to_data,
+            step_size=self.data_step_size,
+            noise=self.data_noise,
+        )
         self.revise_data(self.noise(n), steps, recorder)
         return recorder.chain(kind, "energy")
 

@@ -10,7 +10,7 @@ METRICS = {
     "fid": "Frechet Inception distance, kernel distance, precision and recall (fid_uncond, kid_t2i, ...)",
     "clip": "CLIP score of pictures and captions by OpenAI's ViT-B/32 (clip_uncond, clip_t2i, clip_i2t)",
     "fd_clf": "Frechet distance in the features of the data set's own classifiers (fd_clf_uncond, ...)",
-    "chains": "energy or log-likelihood at both ends of every Markov chain, on held-out data",
+    "chains": "Markov chains on held-out data: energy or log-likelihood at both ends, acceptance, mixing",
     "cost": "parameters, overhead, seconds and network evaluations per sample, step time, memory, FLOPs",
 }
 """The names that `plan.metrics` may hold, each with one line on what it measures."""

@@ -77,7 +77,7 @@ def test_record_sees_every_state_and_the_last():
         3,
         0.3,
         0.1,
-        record=lambda i, s, e: seen.append((i, s["x"].clone(), e)),
+        record=lambda i, s, e, d: seen.append((i, s["x"].clone(), e)),
     )
     assert [i for i, _, _ in seen] == [0, 1, 2, 3]
     assert torch.equal(seen[-1][1], state["x"])

@@ -318,7 +318,12 @@ class Cooperative(CooperativeSampling, Method):
         if not moving:
             return still, torch.zeros(0, len(next(iter(still.values()))), device=self.device)
         fixed = self.texts.embed({**still, **(held or {})})
-        whole = None if record is None else lambda step, x, energy: record(step, {**still, **x}, energy)
+        whole = None
+        if record is not None:
+
+            def whole(step: int, x: State, energy: Tensor, drift: State) -> None:
+                record(step, {**still, **x}, energy, drift)
+
         with frozen(self.energy):
             revised, energies = langevin(
                 moving,

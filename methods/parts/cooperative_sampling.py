@@ -84,7 +84,8 @@ class CooperativeSampling:
             )
         if kind == "data":
             steps = self.data_steps if steps is None else steps
-            recorder = Recorder(steps, every, self.to_data)
+            size, noise = self.data_step_size, self.data_noise
+            recorder = Recorder(steps, every, self.to_data, step_size=size, noise=noise)
             with torch.no_grad():
                 self.revise_data(self.first_images(self.prior_draw(n)), steps=steps, record=recorder)
             return recorder.chain(kind, "energy")
@@ -94,7 +95,14 @@ class CooperativeSampling:
         def fit(latent: State) -> Tensor:
             return self.log_likelihood(observed, self.generate(latent, list(observed)))
 
-        recorder = Recorder(steps, every, lambda latent: self.decode(latent, self.spec.names), fit)
+        recorder = Recorder(
+            steps,
+            every,
+            lambda latent: self.decode(latent, self.spec.names),
+            fit,
+            step_size=self.latent_step_size,
+            noise=self.latent_noise,
+        )
         with torch.no_grad():
             start = self.first_latents(self.experts(observed))
             rows = len(next(iter(observed.values())))

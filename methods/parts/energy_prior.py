@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.func import functional_call
 
 from datasets.spec import UserError
 from methods.base import Chain, Diverged, ParamGroup, Progress, Stage
-from methods.parts.langevin import State, frozen, langevin
+from methods.parts.langevin import Record, State, frozen, langevin
 from methods.parts.latents import Family
 from methods.parts.networks.common import at_least_float32
 from methods.parts.priors import Prior
@@ -81,9 +80,7 @@ class EnergyPrior(nn.Module):
         """The number of steps to run: the given one, or the prior's own."""
         return self.steps if steps is None else steps
 
-    def sample(
-        self, n: int, steps: int | None = None, record: Callable[[int, State, Tensor], None] | None = None
-    ) -> Tensor:
+    def sample(self, n: int, steps: int | None = None, record: Record | None = None) -> Tensor:
         """z_0 ~ p_0, then z <- z - (s^2/2) grad[U(z) - log p_0(z)] + s eps; returns `[n, latent]`.
 
         For a Laplace p_0 the gradient is the subgradient, 0 at 0.
@@ -107,7 +104,13 @@ def prior_chain(method: MultimodalVAE, prior: EnergyPrior, n: int, steps: int | 
     length = prior.chain_steps(steps)
     names = method.spec.names
     private = {f"w.{name}": method.draw_private(n) for name in names if method.private}
-    recorder = Recorder(length, every, lambda state: method.decode({**state, **private}, names))
+    recorder = Recorder(
+        length,
+        every,
+        lambda state: method.decode({**state, **private}, names),
+        step_size=prior.step_size,
+        noise=prior.step_size,
+    )
     prior.sample(n, length, recorder)
     return recorder.chain("prior", "energy")
 

@@ -16,6 +16,9 @@ from torch.nn.utils import parametrize
 State = dict[str, Tensor]
 """Named blocks `[B, ...]` that move together, for example `z` and `w.m0`, or one image per modality."""
 
+Record = Callable[[int, State, Tensor, State], None]
+"""Called with step, state, energy `[B]` and the drift of the step to come, `-(s^2/2) dU/dx`, bounded."""
+
 
 def energy_and_gradient(
     energy: Callable[[State], Tensor], state: Mapping[str, Tensor]
@@ -36,6 +39,22 @@ def drift_factor(gradient: Mapping[str, Tensor], step_size: float, max_drift: fl
     return (max_drift / norm.clamp_min(1e-12)).clamp_max(1.0)
 
 
+def drift(
+    gradient: Mapping[str, Tensor], step_size: float, max_drift: float | None = None, apart: bool = False
+) -> State:
+    """-(s^2/2) dU/dx of every block, its norm bounded per example, or `apart` per example and block."""
+    factor = None if max_drift is None else drift_factor(gradient, step_size, max_drift)
+    moves = {}
+    for name, block in gradient.items():
+        block = block.float()
+        if max_drift is not None and apart:
+            factor = drift_factor({name: block}, step_size, max_drift)
+        if factor is not None:
+            block = block * factor.view(-1, *[1] * (block.dim() - 1))
+        moves[name] = -0.5 * step_size**2 * block
+    return moves
+
+
 def langevin(
     start: Mapping[str, Tensor],
     energy: Callable[[State], Tensor],
@@ -43,14 +62,14 @@ def langevin(
     step_size: float,
     noise: float,
     max_drift: float | None = None,
-    record: Callable[[int, State, Tensor], None] | None = None,
+    record: Record | None = None,
     apart: bool = False,
 ) -> tuple[State, Tensor]:
     """Run `steps` of x <- x - (s^2/2) dU/dx + n eps, eps ~ N(0, I).
 
     `noise` is n; n = s samples exp(-U) for small steps, a smaller n samples it at temperature (n/s)^2.
     `max_drift` bounds the norm of each example's drift, with `apart` that of each block by itself, so that
-    an energy that is a sum over blocks runs independent chains. `record(step, state, energy)` is called
+    an energy that is a sum over blocks runs independent chains. `record` is called
     before every step and after the last. Chain states are float32 whatever the networks compute in, since
     bfloat16 would swallow small noise. Nothing is clamped.
 
@@ -61,19 +80,15 @@ def langevin(
     for step in range(steps):
         value, gradient = energy_and_gradient(energy, state)
         energies.append(value)
+        moves = drift(gradient, step_size, max_drift, apart)
         if record is not None:
-            record(step, state, value)
-        factor = None if max_drift is None else drift_factor(gradient, step_size, max_drift)
+            record(step, state, value, moves)
         for name, block in state.items():
-            drift = gradient[name].float()
-            if max_drift is not None and apart:
-                factor = drift_factor({name: drift}, step_size, max_drift)
-            if factor is not None:
-                drift = drift * factor.view(-1, *[1] * (drift.dim() - 1))
-            block = block - 0.5 * step_size**2 * drift
+            block = block + moves[name]
             state[name] = block.add_(torch.randn_like(block), alpha=noise) if noise else block
     if record is not None:
-        record(steps, state, energy_and_gradient(energy, state)[0])
+        value, gradient = energy_and_gradient(energy, state)
+        record(steps, state, value, drift(gradient, step_size, max_drift, apart))
     first = next(iter(state.values()))
     return state, torch.stack(energies) if energies else first.new_zeros(0, len(first))
 

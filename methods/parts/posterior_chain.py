@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from datasets.spec import Batch, UserError
 from methods.base import Chain
 from methods.parts.energy_prior import EnergyPrior, prior_chain
-from methods.parts.langevin import State, frozen, langevin
+from methods.parts.langevin import Record, State, frozen, langevin
 from methods.parts.latents import Expert
 from methods.parts.recording import Recorder
 from methods.parts.vae import MultimodalVAE
@@ -48,7 +48,7 @@ class PosteriorChain:
         private: Mapping[str, Tensor],
         x: Batch,
         steps: int | None = None,
-        record: Callable[[int, State, Tensor], None] | None = None,
+        record: Record | None = None,
     ) -> Tensor:
         """z^T `[B, latent]` from z^0 = `z`; S are the modalities in `x`, `private` holds their w_m."""
 
@@ -75,6 +75,8 @@ class PosteriorChain:
             every,
             lambda state: method.decode({**state, **own}, method.spec.names),
             lambda state: sum(method.log_likelihoods(x, state["z"], private or None).values()),
+            step_size=self.step_size,
+            noise=self.step_size,
         )
         self.run(method, prior, z, private, x, steps, recorder)
         return recorder.chain("posterior", "log_likelihood")

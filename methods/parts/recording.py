@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datasets.spec import Batch
 from methods.base import Chain
+from methods.parts.chain_trace import Tracer
 from methods.parts.langevin import State
 
 
@@ -16,7 +17,7 @@ class Recorder:
     """A `record` callback for `langevin`: decoded frames every `every` steps, a value `[B]` at each step.
 
     decode: state -> Batch. value: what is plotted along the chain (None: the energy). steps: the chain's
-    length, so that its end is always kept.
+    length, so that its end is always kept. step_size, noise: s and n of the chain, for its trace.
     """
 
     def __init__(
@@ -25,14 +26,19 @@ class Recorder:
         every: int,
         decode: Callable[[State], Batch],
         value: Callable[[State], Tensor] | None = None,
+        *,
+        step_size: float,
+        noise: float,
     ) -> None:
+        self.tracer = Tracer(step_size, noise)
         self.steps, self.every, self.decode, self.value = steps, max(1, every), decode, value
         self.at: list[int] = []
         self.frames: list[Batch] = []
         self.values: list[Tensor] = []
 
     @torch.no_grad()
-    def __call__(self, step: int, state: State, energy: Tensor) -> None:
+    def __call__(self, step: int, state: State, energy: Tensor, drift: State) -> None:
+        self.tracer(step, state, energy, drift)
         self.values.append((energy if self.value is None else self.value(state)).detach().cpu())
         if step % self.every == 0 or step == self.steps:
             self.at.append(step)
@@ -40,4 +46,4 @@ class Recorder:
 
     def chain(self, kind: str, quantity: str) -> Chain:
         """The chain recorded so far; `quantity` is `energy` or `log_likelihood`."""
-        return Chain(kind, quantity, self.at, self.frames, torch.stack(self.values))
+        return Chain(kind, quantity, self.at, self.frames, torch.stack(self.values), self.tracer.trace())

@@ -149,8 +149,8 @@ def draw_diagnostics(
     one = repeated(split, LONG_CHAINS, method.device)
     pairs = []
     for kind in kinds or method.chains:
-        usual = _seeded(method, seed, lambda kind=kind: run_chains(method, kind, many))
-        long = _seeded(method, seed, lambda kind=kind: run_chains(method, kind, one, LONG_STEPS))
+        usual = seeded(method, seed, lambda kind=kind: run_chains(method, kind, many))
+        long = seeded(method, seed, lambda kind=kind: run_chains(method, kind, one, LONG_STEPS))
         if usual.trace is None or long.trace is None:
             raise UsageError(
                 f"{type(method).__name__} gives no trace of its '{kind}' chain; see `Chain.trace`"

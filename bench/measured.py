@@ -80,10 +80,10 @@ def measured_columns(sheet: Sheet, metric: str, title: str) -> list[Measured]:
         return columns
     asked = _found(sheet, columns[0].query, valued=False)
     if not _found(sheet, columns[0].query):
-        if metric in DISTANCES:
-            columns.append(DISTANCES[metric])
-        elif metric in ATTRIBUTES and _found(sheet, ATTRIBUTES[metric].query):
-            columns.append(ATTRIBUTES[metric])
+        beside = DISTANCES.get(metric) or ATTRIBUTES.get(metric)
+        # Photographs with captions have no classifiers, and so neither of these.
+        if beside and (_found(sheet, beside.query) or metric in DISTANCES and not captioned(sheet)):
+            columns.append(beside)
     if metric in DISTANCES and not asked and sheet.group.runs and not captioned(sheet):
         sheet.notes.append(f"{sheet.book.quantities[metric].title}: {NOT_ASKED}.")
         return columns[1:]

@@ -78,6 +78,13 @@ def test_table_1_shows_what_is_unavailable_and_what_stands_beside(tmp_path):
     assert f"CLIP joint, CLIP T2I, CLIP I2T: n/a, {NO_CLIP}" in notes
 
 
+def test_photographs_have_neither_classifiers_nor_attributes(tmp_path):
+    write_run(tmp_path, "mmvae", unavailable(), dataset="cub", preset="quick", judges=None)
+    table = table_of(tmp_path, "1")
+    assert not {"fd_clf_uncond", "fd_clf_cond_cross", "attribute_joint"} & set(keys(table))
+    assert table.row("MMVAE").cells["clip_t2i"].state == "n/a"
+
+
 def test_table_1_with_weights_needs_no_stand_in(tmp_path):
     shapes_run(tmp_path, "ours", [*measured("ebm"), *ours_scores()], sampler="ebm")
     table = table_of(tmp_path, "1")

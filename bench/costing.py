@@ -13,6 +13,7 @@ from bench.device import autocast
 from bench.generate import Draw, Usage, skipped
 from bench.optimise import losses_of, only, stage_groups
 from bench.randomness import derive, forked
+from bench.sampling_cost import protocol_scores, sampling
 from datasets.spec import Batch, Split, UserError
 from methods.base import Method, Progress, Stage
 from metrics.cost import (
@@ -23,7 +24,6 @@ from metrics.cost import (
     reset_peak,
     sampling_overhead,
     seconds_per_call,
-    timed_call,
 )
 from metrics.protocol import Score
 
@@ -93,54 +93,17 @@ def stage_seconds(method: Method, batch: Batch, stage: Stage, precision: str) ->
         return seconds_per_call(lambda: _pass(method, batch, stage, precision), device, 1, 1)
 
 
-@contextmanager
-def _sampling(method: Method, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode and random numbers of its own; mode and random state are as before afterwards."""
-    was_training = method.training
-    method.eval()
-    try:
-        with forked(derive(0, "sampling time")), torch.no_grad(), autocast(device, precision):
-            yield
-    finally:
-        method.train(was_training)
-
-
-SAMPLED = 100
-"""Tuples in a batch whose sampling is timed (METHODS 3.8)."""
-
-BUDGET = {"cuda": 600.0, "cpu": 10.0}
-"""Seconds that timing one sampler may take, by kind of device; a processor that does less repeats less."""
-
-
-def protocol_scores(
-    method: Method, train: Split, sampler: str, task: str, device: torch.device, precision: str
-) -> list[Score]:
-    """Sampling time by METHODS 3.8: batch 100, 3 warm-ups, mean of 10, per batch and per sample.
-
-    `joint` draws unconditional tuples, `cross` all others given the first modality. Where the budget pays for
-    less, the attribute of the scores says what was done.
-    """
-    call = _draw(method, sampler, task, train, SAMPLED, device)
-    with _sampling(method, device, precision):
-        timing = timed_call(call, device, BUDGET.get(device.type, BUDGET["cpu"]))
-    key = {"task": task, "sampler": sampler, "attribute": f"batch {SAMPLED}, {timing.text}"}
-    return [
-        cost_score("sampling_batch_s", timing.seconds, timing.repeats, **key),
-        cost_score("sampling_sample_s", timing.seconds / SAMPLED, timing.repeats, **key),
-    ]
-
-
-def _draw(
-    method: Method, sampler: str, task: str, train: Split, n: int, device: torch.device
-) -> Callable[[], Any]:
-    """A call that draws `n` tuples; those given are training tuples, repeated where there are fewer."""
-    names = method.spec.names
-    if task == "joint":
-        return lambda: method.joint_generate(n, sampler)
-    rows = torch.arange(n) % len(train)
-    stored = train.batch(rows.to(next(iter(train.stored.values())).device))
-    given = {names[0]: stored[names[0]].to(device)}
-    return lambda: method.cross_generate(given, names[1:] or names, sampler)
+def sampling_time(
+    method: Method,
+    task_call: Callable[[], Any],
+    device: torch.device,
+    precision: str,
+    warmup: int,
+    repeats: int,
+) -> float:
+    """Seconds per call of a sampler in evaluation mode, device synchronised."""
+    with sampling(method, device, precision):
+        return seconds_per_call(task_call, device, warmup, repeats)
 
 
 def cost_scores(
@@ -225,8 +188,7 @@ def _timed(
             method.cross_generate(given, names, sampler)
 
     reset_peak(device)
-    with _sampling(method, device, precision):
-        seconds = seconds_per_call(call, device, warmup=1, repeats=3)
+    seconds = sampling_time(method, call, device, precision, warmup=1, repeats=3)
     draw = Draw(task, tuple(given) if task == "cross" else (), names, sampler, n)  # type: ignore[arg-type]
     return Usage(draw, n, 3 * n, 3, 3 * seconds, 3 * seconds, peak_memory_mb(device))
 

@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy_data import ToyData
 
 from bench.config import Plan
-from bench.costing import cost_scores, protocol_scores, step_cost
+from bench.costing import cost_scores, step_cost
 from bench.generate import events
+from bench.sampling_cost import protocol_scores
 from methods.base import Loss, Method, ParamGroup, Stage
 from metrics import cost as cost_module
 from metrics.cost import count_flops, parameters, sampling_overhead, timed_call

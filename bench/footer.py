@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.cells import Table
@@ -92,7 +92,7 @@ def _bound_text(family: str, value: float) -> str:
     return f"{value:.2f}" if family in DISTANCES else f"{value:.4f}" if family == "kid" else f"{value:.3f}"
 
 
-def result_notes(group: Group, table: Table) -> list[str]:
+def result_notes(group: Group, table: Table, unjudged: Sequence[str] = ()) -> list[str]:
     """How intervals were made, what failed, what the states in the cells mean."""
     notes = []
     seeds = {len(result.seeds) for result in group.results if result.runs}
@@ -106,7 +106,17 @@ def result_notes(group: Group, table: Table) -> list[str]:
             notes.append(f"The seeds of {result.label} were trained with different versions of its code.")
     states = {cell.state for row in table.rows for cell in row.cells.values()}
     if any(cell.best for row in table.rows for cell in row.cells.values()):
-        notes.append("Best mean of a column is marked; intervals may overlap.")
+        notes.append(
+            "Marked are the best mean of a column and what differs from it by noise only (95 %, paired over "
+            "seeds and test tuples)."
+        )
+    if unjudged:
+        notes.append(
+            f"{', '.join(unjudged)}: rows of one seed without an interval, so nothing says which differences "
+            "are noise; the best mean alone is marked."
+        )
+    if seeds == {1}:
+        notes.append("One seed each: no interval here holds the difference between seeds.")
     if "same" in states:
         notes.append('" repeats the row above: the value does not depend on the sampler. - : no such task.')
     notes += [text for result in group.results for text in unfinished_notes(result)]

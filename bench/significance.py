@@ -1,0 +1,139 @@
+"""Which differences in a column are more than noise: paired over seeds, and over test tuples where known.
+
+The difference d of two rows has the variance
+
+    V = s^2(d_seed) / k + D var(d_tuple) / n
+
+over k common seeds and, for measures with right-or-wrong outcomes on the same test tuples, over n tuples
+(outcomes averaged over cells and seeds before they are subtracted). D >= 1 allows for test tuples that share
+pictures: the ratio of a row's own interval, which resamples pictures, to that of independent tuples, squared.
+|d| counts as a difference where it exceeds t(0.975, df) sqrt(V), with Satterthwaite's df.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.cells import Cell, Column, Table
+from bench.summary import Query, Run
+
+Floats = NDArray[np.float64]
+Z95 = 1.959964
+
+PAIRED = ("coherence_cross",)
+"""Metrics whose outcomes of two methods belong to the same test tuples; unconditional samples do not."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one cell, by seed: value, half of its own 95 % interval, outcomes `[n]` in [0, 1]."""
+
+    values: Mapping[int, float]
+    halves: Mapping[int, float] = field(default_factory=dict)
+    tuples: Mapping[int, Floats] = field(default_factory=dict)
+
+
+def evidence(runs: Sequence[Run], query: Query, sampler: str) -> Evidence | None:
+    """The evidence behind the cell that `query` fills for these runs; None where there is no value."""
+    values, halves, tuples = {}, {}, {}
+    for run in runs:
+        score = query.find(run, sampler)
+        if score is None or score.value is None:
+            continue
+        seed = int(run.record.get("seed", 0))
+        values[seed] = float(score.value)
+        if score.low is not None and score.high is not None:
+            halves[seed] = (score.high - score.low) / 2
+        if query.metric in PAIRED and not query.attribute:
+            found = tuple_means(run.outcomes, f"{query.metric}/{score.sampler or sampler}/")
+            # Outcomes of another plan than the score's would pair what does not belong together.
+            if found is not None and abs(found.mean() - score.value) < 1e-6:
+                tuples[seed] = found
+    return Evidence(values, halves, tuples) if values else None
+
+
+def tuple_means(outcomes: Mapping[str, NDArray[np.bool_]], prefix: str) -> Floats | None:
+    """Mean over the cells `<prefix><one given modality>/<target>` of every test tuple; None without cells."""
+    cells = [v for k, v in outcomes.items() if k.startswith(prefix) and "+" not in k.removeprefix(prefix)]
+    if not cells or len({len(cell) for cell in cells}) > 1:
+        return None
+    return np.mean(np.stack(cells), axis=0, dtype=np.float64)
+
+
+def half_width(a: Evidence, b: Evidence) -> float | None:
+    """Half of the 95 % interval of the difference of two cells; None where nothing says how wide it is."""
+    from scipy.stats import t  # slow to import
+
+    seeds = sorted(a.values.keys() & b.values.keys())
+    if not seeds:
+        return None
+    k = len(seeds)
+    over_seeds = float(np.var([a.values[s] - b.values[s] for s in seeds], ddof=1)) / k if k > 1 else 0.0
+    over_tuples, n = _tuple_variance(a, b, seeds)
+    if k == 1 and not n:
+        if not all(s in e.halves for e in (a, b) for s in seeds):
+            return None
+        return float(np.hypot(a.halves[seeds[0]], b.halves[seeds[0]]))
+    total = over_seeds + over_tuples
+    if total == 0:
+        return 0.0
+    spread = over_seeds**2 / (k - 1) if k > 1 else 0.0
+    spread += over_tuples**2 / (n - 1) if n > 1 else 0.0
+    return float(t.ppf(0.975, total**2 / spread)) * total**0.5
+
+
+def _tuple_variance(a: Evidence, b: Evidence, seeds: Sequence[int]) -> tuple[float, int]:
+    """D var(d_tuple) / n and n; (0, 0) where the two do not share test tuples."""
+    if not all(s in e.tuples for e in (a, b) for s in seeds):
+        return 0.0, 0
+    means = [np.mean([e.tuples[s] for s in seeds], axis=0) for e in (a, b)]
+    if len(means[0]) != len(means[1]) or len(means[0]) < 2:
+        return 0.0, 0
+    n = len(means[0])
+    design = max(_design_effect(e, s) for e in (a, b) for s in seeds)
+    return design * float(np.var(means[0] - means[1], ddof=1)) / n, n
+
+
+def _design_effect(e: Evidence, seed: int) -> float:
+    """(half width of the row's own interval / that of independent tuples)^2, at least 1."""
+    naive = Z95 * float(np.std(e.tuples[seed], ddof=1)) / len(e.tuples[seed]) ** 0.5
+    return max(1.0, (e.halves[seed] / naive) ** 2) if naive and seed in e.halves else 1.0
+
+
+def mark_best(table: Table, known: Mapping[tuple[str, str], Evidence]) -> list[str]:
+    """Mark the best mean of every column, and what differs from it by noise only; nothing if all do.
+
+    known: (row label, column key) -> evidence. Returns the titles of the columns of quality in which some
+    difference cannot be judged, since there is one seed and no interval.
+    """
+    unjudged = []
+    for column in table.columns:
+        cells = {row.label: row.cells[column.key] for row in table.rows if column.key in row.cells}
+        ranked = {label: cell for label, cell in cells.items() if _ranks(cell)}
+        if not column.better or len(ranked) < 2:
+            continue
+        best = (max if column.better == "higher" else min)(ranked, key=lambda name: ranked[name].value)
+        halves = {name: _half(known, best, name, column) for name in ranked if name != best}
+        gaps = {name: abs(ranked[name].value - ranked[best].value) for name in halves}
+        tied = [name for name, half in halves.items() if gaps[name] <= (half or 0.0) + 1e-12]
+        if len(tied) + 1 == len(ranked):
+            continue
+        if column.group == "quality" and any(half is None for half in halves.values()):
+            unjudged.append(column.title)
+        for row in table.rows:
+            if row.label in (best, *tied):
+                row.cells[column.key] = replace(row.cells[column.key], best=True)
+    return unjudged
+
+
+def _ranks(cell: Cell) -> bool:
+    return cell.state == "value" and cell.rankable and cell.value is not None
+
+
+def _half(known: Mapping[tuple[str, str], Evidence], one: str, other: str, column: Column) -> float | None:
+    first, second = known.get((one, column.key)), known.get((other, column.key))
+    return half_width(first, second) if first and second else None

@@ -21,16 +21,20 @@ from bench.options import (
     dataset_option,
     debug_option,
     device_option,
-    inception_options,
     method_option,
     place_options,
     preset_option,
     results_option,
     set_option,
+    weight_options,
 )
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
-FIGURES = ("scatter", "joint", "cross", "interpolation", "chain", "chains", "training", *"123469", "10")
+FIGURES = (
+    *("scatter", "joint", "cross", "interpolation", "chain", "chains", "training"),
+    *("captioned", "pairs", "t2i"),
+    *("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,7 +64,7 @@ def cli() -> None:
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Instead of the preset's.")
 @results_option
 @place_options
-@inception_options
+@weight_options
 @click.option("--deterministic/--no-deterministic", default=False, help="Repeatable bits on CUDA too.")
 @click.option("--init-from", metavar="RUN", help="Run whose weights replace the first training stage.")
 @click.option("--rescore/--no-rescore", default=False, help="Score again, without training.")
@@ -96,8 +100,8 @@ def run(methods: list[str], dataset: str, preset: str, seeds: tuple[int, ...], o
 def table(name: str | None, results: Path, dataset: str | None, preset: str | None, style: str) -> None:
     """Print a comparison of all runs, or a table of the papers.
 
-    3, 4, 5, 7, 8 and 9 are the main paper's, `mvebm_slides/base` and `moe_ebm_paper/1` (for example) those of
-    its predecessors, `ablations` shows what each part of `ours` earns.
+    1 to 5, 7 to 9 and `cub` are the main paper's, `mvebm_slides/base` and `moe_ebm_paper/1` (for example)
+    those of its predecessors, `ablations` shows what each part of `ours` earns.
 
     \b
     Examples:
@@ -128,7 +132,10 @@ def table(name: str | None, results: Path, dataset: str | None, preset: str | No
 @debug_option
 def plot(figure: str, runs: tuple[str, ...], out: Path, dataset: str | None, preset: str | None,
          kind: str | None, **rest: Any) -> None:  # fmt: skip
-    """Draw a figure as PNG and PDF; 1 to 4, 6, 9 and 10 are the paper's numbers.
+    """Draw a figure as PNG and PDF; 1 to 10 are the paper's numbers.
+
+    Captioned pictures: 7 (pairs) unconditional, 5 (captioned) also given either, 8 (t2i) all methods beside
+    each other for the same captions.
 
     \b
     Examples:

@@ -13,6 +13,7 @@ from bench.device import autocast
 from bench.generate import Draw, Usage, skipped
 from bench.optimise import losses_of, only, stage_groups
 from bench.randomness import derive, forked
+from bench.sampling_cost import protocol_scores, sampling
 from datasets.spec import Batch, Split, UserError
 from methods.base import Method, Progress, Stage
 from metrics.cost import (
@@ -100,14 +101,9 @@ def sampling_time(
     warmup: int,
     repeats: int,
 ) -> float:
-    """Seconds per call of a sampler in evaluation mode, device synchronised (METHODS 3.8)."""
-    was_training = method.training
-    method.eval()
-    try:
-        with forked(derive(0, "sampling time")), torch.no_grad(), autocast(device, precision):
-            return seconds_per_call(task_call, device, warmup, repeats)
-    finally:
-        method.train(was_training)
+    """Seconds per call of a sampler in evaluation mode, device synchronised."""
+    with sampling(method, device, precision):
+        return seconds_per_call(task_call, device, warmup, repeats)
 
 
 def cost_scores(
@@ -137,6 +133,7 @@ def cost_scores(
         for task in ("joint", "cross"):
             if task in tasks and task not in missing:
                 scores += _sampler_scores(method, train, sampler, task, groups, usage, device, precision)
+                scores += protocol_scores(method, train, sampler, task, device, precision)
     scores += _training_scores(method, train, device, precision, train_batch, step_seconds)
     return scores
 

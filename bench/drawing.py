@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _seeded(method: Method, seed: int, draw: Callable[[], T]) -> T:
+def seeded(method: Method, seed: int, draw: Callable[[], T]) -> T:
     """Call `draw` from `seed` in evaluation mode; random state and mode are as before afterwards."""
     import torch
 
@@ -32,7 +32,7 @@ def _seeded(method: Method, seed: int, draw: Callable[[], T]) -> T:
         method.train(training)
 
 
-def _serves(method: Method, sampler: str | None, task: str) -> str:
+def serves(method: Method, sampler: str | None, task: str) -> str:
     """The sampler to draw with. UsageError if the method cannot do the task or has no such sampler."""
     from methods.base import check_sampler
 
@@ -56,8 +56,8 @@ def draw_joint(
     words: Words | None = None,
 ) -> list[Path]:
     """Figure 9: `columns` unconditional tuples."""
-    sampler = _serves(method, sampler, "joint")
-    batch = _seeded(method, seed, lambda: method.joint_generate(columns, sampler, steps))
+    sampler = serves(method, sampler, "joint")
+    batch = seeded(method, seed, lambda: method.joint_generate(columns, sampler, steps))
     batch = {name: batch[name] for name in method.spec.names if name in batch}
     return plot_grid_joint(batch, path, f"{title or 'unconditional samples'}, sampler {sampler}", words)
 
@@ -76,7 +76,7 @@ def draw_cross(
     """Figure 10: every modality alone as the condition, `columns` tuples of `split` spread over it."""
     import torch
 
-    sampler = _serves(method, sampler, "cross")
+    sampler = serves(method, sampler, "cross")
     index = torch.linspace(0, len(split) - 1, min(columns, len(split))).long()
     batch = {name: cells.to(method.device) for name, cells in split.batch(index).items()}
     draws = {}
@@ -86,7 +86,7 @@ def draw_cross(
         def draw(given: Any = given, targets: Any = targets) -> Any:
             return method.cross_generate(given, targets, sampler, steps)
 
-        generated = _seeded(method, seed, draw)
+        generated = seeded(method, seed, draw)
         draws[name] = (given, {target: generated[target] for target in targets})
     return plot_grid_cross(draws, path, f"{title or 'conditional samples'}, sampler {sampler}", words)
 
@@ -114,7 +114,7 @@ def draw_interpolation(
         latent["z"] = torch.lerp(ends["z"][:1], ends["z"][1:], weight)
         return method.decode(latent, method.spec.names)
 
-    lines = _seeded(method, seed, lambda: [line() for _ in range(pairs)])
+    lines = seeded(method, seed, lambda: [line() for _ in range(pairs)])
     return plot_interpolation(lines, path, title or "latent interpolation", words)
 
 
@@ -149,8 +149,8 @@ def draw_diagnostics(
     one = repeated(split, LONG_CHAINS, method.device)
     pairs = []
     for kind in kinds or method.chains:
-        usual = _seeded(method, seed, lambda kind=kind: run_chains(method, kind, many))
-        long = _seeded(method, seed, lambda kind=kind: run_chains(method, kind, one, LONG_STEPS))
+        usual = seeded(method, seed, lambda kind=kind: run_chains(method, kind, many))
+        long = seeded(method, seed, lambda kind=kind: run_chains(method, kind, one, LONG_STEPS))
         if usual.trace is None or long.trace is None:
             raise UsageError(
                 f"{type(method).__name__} gives no trace of its '{kind}' chain; see `Chain.trace`"
@@ -187,7 +187,7 @@ def draw_chains(
         def run(kind: str = kind, observed: Any = observed) -> Any:
             return method.chain(kind, observed, len(index), steps)
 
-        chain = _seeded(method, seed, run)
+        chain = seeded(method, seed, run)
         heading = ", ".join(part for part in (f"{kind} chain", title) if part)
         written += plot_chain(
             chain, path.with_name(f"{path.name}-{kind}"), observed, examples, heading, words

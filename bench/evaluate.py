@@ -16,6 +16,7 @@ from bench.chains import score_chains
 from bench.config import closest
 from bench.costing import cost_scores
 from bench.device import autocast
+from bench.feature_metrics import CLIP_HEADLINES, FID_HEADLINES, apply_to, feature_metric
 from bench.generate import BATCH, Usage, chosen_samplers, draws, events, skipped
 from bench.randomness import derive, forked
 from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
@@ -25,9 +26,9 @@ from metrics.attributes import AttributeMetric
 from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
 from metrics.fd_clf import fd_clf, spread_rows
-from metrics.fid import Unavailable, fid
 from metrics.latent import LatentMetric, probe_rows
 from metrics.protocol import Encodings, EventMetric, Score
+from metrics.weights import Unavailable
 
 if TYPE_CHECKING:
     from bench.config import Plan
@@ -41,7 +42,8 @@ LABEL = "digit"
 
 HEADLINES: dict[str, dict[str, tuple[str, ...]]] = {
     "coherence": {"joint": ("coherence_joint",), "cross": ("coherence_cross",)},
-    "fid": {"joint": ("fid_uncond",), "cross": ("fid_cond", "fid_cond_cross")},
+    "fid": FID_HEADLINES,
+    "clip": CLIP_HEADLINES,
     "fd_clf": {"joint": ("fd_clf_uncond",), "cross": ("fd_clf_cond", "fd_clf_cond_cross")},
     "latent": {"encode": ("latent_acc",)},
 }
@@ -124,6 +126,7 @@ def evaluate(
     step_seconds: float | None = None,
     judges: Any | Literal["find"] | None = "find",
     inception: Path | str | None = None,
+    clip: Path | str | None = None,
     download: bool = True,
     progress: Reporter | None = None,
 ) -> Evaluation:
@@ -131,8 +134,8 @@ def evaluate(
 
     method: trained, on `device` afterwards, in the mode it came in. cache: folder for judges and real
     statistics. train_batch, step_seconds: of the training loop, for the cost. judges: found for the data
-    set unless given (None: do without). inception: path of the FID weights; download: whether they may
-    be fetched. What cannot be had is a score without value that says why.
+    set unless given (None: do without). inception, clip: paths of the weights of `fid` and `clip`;
+    download: whether they may be fetched. What cannot be had is a score without value that says why.
     Raises UserError for an unknown metric or sampler, `methods.base.Diverged` for samples that are not
     finite.
     """
@@ -145,8 +148,9 @@ def evaluate(
     result = Evaluation([], {}, timing=clock.seconds, skipped=skipped(method, data.spec))
     try:
         with clock("judges"):
+            weights = {"fid": inception, "clip": clip}
             metrics = _event_metrics(
-                result, data, plan, test, train, device, Path(cache), judges, inception, download, seed
+                result, data, plan, test, train, device, Path(cache), judges, weights, download, seed
             )
         usage: list[Usage] = []
         if metrics:
@@ -180,6 +184,7 @@ def evaluate(
         for task, reason in result.skipped.items()
         for name in plan.metrics
         for metric in HEADLINES.get(name, {}).get(task, ())
+        if apply_to(data.spec, metric)
     ]
     clock.seconds["total_s"] = time.perf_counter() - began
     return result
@@ -201,13 +206,14 @@ class _Clock:
             self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start
 
 
-def _unavailable(result: Evaluation, metric: str, reason: str) -> None:
-    """One score without value for every headline of `metric`, with the reason."""
+def _unavailable(result: Evaluation, spec: DataSpec, metric: str, reason: str) -> None:
+    """One score without value for every headline of `metric` that this data can have, with the reason."""
     result.scores += [
         Score(name, None, 0, "", task=task, unavailable=reason)
         for task, names in HEADLINES[metric].items()
         if task not in result.skipped
         for name in names
+        if apply_to(spec, name)
     ]
 
 
@@ -220,12 +226,12 @@ def _event_metrics(
     device: torch.device,
     cache: Path,
     judges: Any,
-    inception: Path | str | None,
+    weights: dict[str, Path | str | None],
     download: bool,
     seed: int,
 ) -> list[EventMetric]:
     """The metrics of the plan that can be had; the others leave their reason in `result`."""
-    wanted = [name for name in ("coherence", "fd_clf", "fid") if name in plan.metrics]
+    wanted = [name for name in ("coherence", "fd_clf", "fid", "clip") if name in plan.metrics]
     found: list[EventMetric] = []
     reason = "no judges were given"
     if judges == "find" and ("coherence" in wanted or "fd_clf" in wanted):
@@ -240,28 +246,20 @@ def _event_metrics(
     }
     for name in wanted:
         try:
-            if name == "fid":
-                if not data.spec.images:
-                    raise Unavailable("the data set has no image modality")
-                found.append(
-                    fid(
-                        test,
-                        train,
-                        limit=plan.fid_n,
-                        drawn=plan.joint,
-                        weights=inception,
-                        download=download,
-                        **common,
-                    )
-                )
+            if name in ("fid", "clip"):
+                metric = feature_metric(
+                    name, data, plan, test, train, cache=cache, device=device,
+                    weights=weights, download=download, seed=derive(seed, "intervals"),
+                )  # fmt: skip
+                found += [metric] if metric is not None else []
             elif judges is None:
-                _unavailable(result, name, reason)
+                _unavailable(result, data.spec, name, reason)
             elif name == "coherence":
                 found.append(coherence_metric(data, judges, test, device, derive(seed, "intervals")))
             else:
                 found.append(fd_clf(judges, test, train, drawn=plan.joint, **common))
         except (Unavailable, ValueError) as error:
-            _unavailable(result, name, str(error))
+            _unavailable(result, data.spec, name, str(error))
     return found
 
 
@@ -307,7 +305,7 @@ def _run_probes(
         return
     label = LABEL if LABEL in test.labels else next(iter(test.labels), None)
     if label is None:
-        return _unavailable(result, "latent", "the data set has no labels to probe for")
+        return _unavailable(result, method.spec, "latent", "the data set has no labels to probe for")
     metric = LatentMetric(label, seed)
     drawn = probe_rows(len(train), plan.probe_train, plan.probe_repeats, derive(seed, "probe"))
     if plan.probe_full:

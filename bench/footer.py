@@ -62,21 +62,34 @@ def judges_text(judges: Mapping[str, Any] | None) -> str:
     return f"Judges, accuracy on real test data: {', '.join(parts)}; hash {str(judges.get('hash', ''))[:12]}."
 
 
+BOUNDS = ("ceiling", "floor", "chance", "real_images")
+"""Ends of the names of scores that real data alone decide."""
+
+DISTANCES = ("fid", "fd_clf")
+NETWORKS = ("clip", "kid", "precision", "recall")
+"""Of published networks, which say with how many pairs or images they were measured."""
+
+
 def ceiling_notes(runs: list[Run]) -> list[str]:
-    """Coherence of real test tuples, and distances between real splits where they were computed."""
+    """What real test tuples score, distances between real splits, and how many real images stand behind."""
     shown: dict[str, str] = {}
     for run in runs:
         for score in run.scores:
-            bound = next((b for b in ("ceiling", "floor", "chance") if score.metric.endswith(f"_{b}")), "")
+            bound = next((b for b in BOUNDS if score.metric.endswith(f"_{b}")), "")
             if bound and score.value is not None and not (score.given or score.target or score.attribute):
-                count = f"n={score.n:,}" if bound == "floor" else ""
+                family = score.metric.removesuffix(f"_{bound}")
+                count = f"n={score.n:,}" if bound == "floor" or family in NETWORKS else ""
                 what = " ".join(part for part in (score.task, count) if part)
-                name = score.metric.removesuffix(f"_{bound}").replace("_", " ")
-                text = f"{score.value:.2f}" if bound == "floor" else f"{score.value:.3f}"
-                shown.setdefault(f"{name} {bound}{f' ({what})' if what else ''}", text)
+                name = f"{family} {bound}".replace("_", " ")
+                text = f"{score.value:,.0f}" if bound == "real_images" else _bound_text(family, score.value)
+                shown.setdefault(f"{name}{f' ({what})' if what else ''}", text)
     if not shown:
         return []
     return ["Real data: " + ", ".join(f"{name} {value}" for name, value in shown.items()) + "."]
+
+
+def _bound_text(family: str, value: float) -> str:
+    return f"{value:.2f}" if family in DISTANCES else f"{value:.4f}" if family == "kid" else f"{value:.3f}"
 
 
 def result_notes(group: Group, table: Table, unjudged: Sequence[str] = ()) -> list[str]:

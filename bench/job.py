@@ -58,6 +58,7 @@ class Options:
     force: bool = False
     rescore: bool = False
     inception: Path | None = None
+    clip: Path | None = None
     download: bool = True
     debug: bool = False
 

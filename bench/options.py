@@ -57,10 +57,14 @@ place_options = _apply(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.", metavar="NAME"
 )
-inception_options = _apply(
+weight_options = _apply(
     click.option(
         "--inception", type=click.Path(path_type=Path), envvar="BENCH_INCEPTION",
         help="File with the Inception weights for FID. [env: BENCH_INCEPTION]",
+    ),
+    click.option(
+        "--clip", type=click.Path(path_type=Path), envvar="BENCH_CLIP",
+        help="File with OpenAI's CLIP ViT-B/32 weights. [env: BENCH_CLIP]",
     ),
     click.option(
         "--download/--no-download", default=True, show_default=True, help="Whether those may be fetched."

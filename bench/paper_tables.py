@@ -4,36 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from bench.cells import Cell, Column, Row, Style, Table, span
 from bench.footer import collapse_note
 from bench.matching import find_result
+from bench.measured import NOT_ASKED, captioned, measured_columns, unasked
 from bench.reference import SUITE, reference
 from bench.registry import method_names
 from bench.sheets import Line, Sheet, choose, lines_of, sheet_commands, sheet_notes
 from bench.summary import Estimate, Query, Run, collapsed_runs, estimate
-from bench.table import estimate_cell, excluded_lines, hide_empty, one_judge, probe_size, unfinished_cell
-
-OWN_DISTANCE = {
-    "fid_uncond": ("fd_clf_uncond", "FD-clf joint"),
-    "fid_cond": ("fd_clf_cond", "FD-clf cond."),
-    "fid_t2i": ("fd_clf_cond_cross", "FD-clf cross"),
-}
-"""The distance shown, under its own name, where no FID was measured."""
-
-TASKS = {
-    "coherence_joint": "joint",
-    "fid_uncond": "joint",
-    "fd_clf_uncond": "joint",
-    "clip_uncond": "joint",
-    "sampling_time_s": "joint",
-    "nfe": "joint",
-    "param_overhead": "joint",
-    "latent_acc": "",
-    "train_time_s_per_iter": "",
-}
-"""Task a metric belongs to; `cross` for all others."""
+from bench.table import (
+    empty_columns,
+    estimate_cell,
+    excluded_lines,
+    hide_empty,
+    one_judge,
+    unfinished_cell,
+)
 
 STYLES: dict[str, Style] = {
     "sampling_time_s": "seconds",
@@ -68,21 +56,31 @@ def paper_table(
     keys = dict.fromkeys(key for part in parts for key in part.methods)
     table = Table(parts[0].title, [], [])
     by_given = all(metric == "coherence_cross_n" for part in parts for metric, _ in part.columns)
-    for sheet in sheets:
-        (_fill_by_given if by_given else _fill)(table, sheet, list(keys), known)
+    for number, sheet in enumerate(sheets):
+        if by_given:
+            _fill_by_given(table, sheet, list(keys), known)
+        else:
+            before = [other.group.key for other in sheets[:number] if other.group]
+            fresh = sheet.group is None or sheet.group.key not in before
+            _fill(table, sheet, list(keys), known, fresh)
     table.mark_best()
     _finish(table, sheets, known)
     return table
 
 
-def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str]) -> None:
-    """Side by side: a published and a measured column for every metric of the part."""
+def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str], fresh: bool = True) -> None:
+    """Side by side: a published and measured columns for every metric of the part.
+
+    fresh: whether the measured group is not in the table yet; one that stands in for two parts is shown once.
+    """
     lines = lines_of(sheet, keys)
     _add_rows(table, lines)
     for metric, n_given in sheet.part.columns:
         quantity = sheet.book.quantities[metric]
         style = STYLES.get(metric, "distance" if metric.startswith("fid") else "fraction")
         title = f"{sheet.part.dataset} {quantity.title}" if sheet.prefix else quantity.title
+        stands_in = sheet.group is not None and sheet.group.key.dataset != sheet.part.dataset
+        named = quantity.title if stands_in else title
         column = Column(
             f"{sheet.prefix}{metric}.published",
             title,
@@ -96,15 +94,17 @@ def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str])
             table.columns.append(column)
             for line in lines:
                 table.row(line.label).cells[column.key] = _published(sheet, line, metric, n_given)
-        for measured in _measured_columns(sheet, metric):
+        for measured in measured_columns(sheet, metric, named) if fresh else []:
             column = replace(
                 column,
-                key=f"{sheet.prefix}{measured['key']}",
-                title=measured.get("title", title),
+                key=f"{sheet.prefix}{measured.key}",
+                title=measured.title,
                 header=sheet.where,
                 origin="measured",
             )
-            cells, estimates = _measure(sheet, lines, measured["query"], known)
+            cells, estimates = _measure(sheet, lines, measured.query, known)
+            if unasked(sheet, metric, measured.query):
+                cells = [Cell("n/a", note=NOT_ASKED) if c.state in ("missing", "none") else c for c in cells]
             counts = span(n for found in estimates if found for n in found.n)
             table.columns.append(
                 replace(column, header=f"{sheet.where}\nn={counts}" if counts else sheet.where)
@@ -112,40 +112,6 @@ def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str])
             for line, cell in zip(lines, cells, strict=True):
                 table.row(line.label).cells[column.key] = cell
             sheet.notes += _best_seeds(column, lines, estimates)
-
-
-def _measured_columns(sheet: Sheet, metric: str) -> list[dict[str, Any]]:
-    """The measured columns beside a published one: key, score to find, title if it is another quantity."""
-    task = TASKS.get(metric, "cross")
-    if metric == "latent_acc":
-        size = probe_size(sheet.group.key.plan if sheet.group else "")
-        columns: list[dict[str, Any]] = [
-            {
-                "key": metric,
-                "query": Query(metric, attribute=(size, "z")),
-                "title": f"latent acc., {size} examples",
-            }
-        ]
-        full = Query(metric, attribute=("full", "z"))
-        if sheet.group and any(full.find(run) for run in sheet.group.runs):
-            columns.append({"key": f"{metric}_full", "query": full, "title": "latent acc., full data"})
-        return columns
-    columns = [{"key": metric, "query": Query(metric, task)}]
-    own = OWN_DISTANCE.get(metric)
-    if own and sheet.group:
-        answers = [
-            Query(metric, task).find(run, s)
-            for r in sheet.group.results
-            for run in r.runs
-            for s in r.samplers
-        ]
-        if not any(score and score.value is not None for score in answers):
-            key, title = own
-            columns.append({"key": key, "query": Query(key, task), "title": title})
-        if answers and not any(answers):
-            sheet.notes.append(f"{sheet.book.quantities[metric].title}: not among the metrics of these runs.")
-            return columns[1:]
-    return columns
 
 
 def _fill_by_given(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str]) -> None:
@@ -313,4 +279,8 @@ def _finish(table: Table, sheets: Sequence[Sheet], known: Sequence[str]) -> None
     if absent:
         table.notes.append(f"Not a method of this suite yet: {', '.join(dict.fromkeys(absent))}.")
     table.commands = list(dict.fromkeys(c for sheet in sheets for c in sheet_commands(table, sheet, known)))
-    hide_empty(table, "measured")
+    if any(captioned(sheet) for sheet in sheets):
+        for reason, columns in empty_columns(table).items():
+            table.notes.append(f"{', '.join(column.title for column in columns)}: n/a, {reason}")
+    else:
+        hide_empty(table)

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.build import find_run
 from bench.config import RunConfig
 from bench.device import autocast
 from bench.errors import UsageError
 from bench.job import Options
+from bench.measured import CAPTIONED
+from bench.progress import Reporter
 from bench.run import load_run
 from bench.store import LOG, WEIGHTS, RunRecord, find_runs, folder_name, read_log
+from bench.table import method_order
 from datasets.spec import Dataset
 from methods.base import Method
 
-NAMES = {"1": "scatter", "4": "chain", "6": "interpolation", "9": "joint", "10": "cross"}
-"""The paper's figure numbers; 2 and 3 are drawn from several runs."""
+NAMES = {
+    "1": "scatter",
+    "4": "chain",
+    "5": "captioned",
+    "6": "interpolation",
+    "7": "pairs",
+    "8": "t2i",
+    "9": "joint",
+    "10": "cross",
+}
+"""The paper's figure numbers; 2, 3 and 8 are drawn from several runs."""
+
+WITH_CAPTIONS = ("captioned", "pairs", "t2i")
 
 
 def plot_figure(
@@ -43,6 +58,10 @@ def plot_figure(
         return _training(records, runs, out, options)
     if figure in ("2", "3"):
         return _losses(figure, records, out, dataset, preset)
+    if figure in WITH_CAPTIONS and dataset is None:
+        records = [r for r in records if r.record.get("dataset") in CAPTIONED]
+    if figure == "t2i":
+        return _across(records, runs, out, options)
     folders = [find_run(options.results, name) for name in runs] or [
         _newest(records, options.results, WEIGHTS)
     ]
@@ -98,7 +117,6 @@ def _losses(
     figure: str, records: list[RunRecord], out: Path, dataset: str | None, preset: str | None
 ) -> list[Path]:
     from bench.losses import plot_losses
-    from bench.progress import Reporter
 
     files, commands = plot_losses(figure, records, out, dataset, preset)
     for command in commands:
@@ -106,11 +124,68 @@ def _losses(
     return files
 
 
+def _across(records: Sequence[RunRecord], runs: Sequence[str], out: Path, options: Options) -> list[Path]:
+    """Figure 8: the same captions for every method; without `runs` the newest run of each, on the data and
+    preset of the newest of all."""
+    from bench import captions
+    from bench.drawing import serves
+
+    folders = [find_run(options.results, name) for name in runs] or _newest_each(records, options.results)
+    drawn, shown = {}, None
+    for folder in folders:
+        method, data, config = load_run(folder, options)
+        if shown is None:
+            shown = (data, config)
+        elif data.fingerprint != shown[0].fingerprint:
+            raise UsageError(
+                f"run '{folder}' is on other data than '{folders[0]}'; name runs of one data set"
+            )
+        reason = type(method).unsupported(data.spec, "cross")
+        if reason is not None:
+            Reporter().say(f"{config.method} is left out: {reason}")
+            continue
+        changed = [f"{k}={v}" for k, v in config.overrides.items() if not k.startswith("plan.")]
+        several = f" ({serves(method, None, 'cross')})" if len(method.samplers) > 1 else ""
+        label = "\n".join([config.method + several, *changed])
+        label = label if label not in drawn else f"{label}\n{folder.name[:12]}"
+        with autocast(method.device, config.train.precision):
+            drawn[label] = captions.pictures_of_captions(
+                method, data.split("test"), config.dataset, config.seed
+            )
+    if shown is None or not drawn:
+        raise UsageError("no run here draws pictures of captions; train one, for example on shapes")
+    data, config = shown
+    title = f"pictures of given captions, {config.dataset}, preset {config.preset}"
+    path = out / f"t2i-{folder_name(config.dataset)}-{folder_name(config.preset)}"
+    test = data.split("test")
+    return captions.plot_text_to_image(drawn, test, path, data.sentence, config.dataset, title)
+
+
+def _newest_each(records: Sequence[RunRecord], results: Path) -> list[Path]:
+    """The newest finished run of every method, in the order of the tables."""
+    newest = _newest(records, results, WEIGHTS)
+    model = next(r.record for r in records if r.folder == newest)
+
+    def same(record: Mapping[str, Any]) -> bool:
+        data, wanted = record.get("data") or {}, model.get("data") or {}
+        return (record.get("preset"), data.get("fingerprint")) == (
+            model.get("preset"),
+            wanted.get("fingerprint"),
+        )
+
+    fitting = [r for r in records if r.record.get("status") == "done" and (r.folder / WEIGHTS).exists()]
+    found = {}
+    for run in sorted(fitting, key=lambda r: str(r.record.get("finished"))):
+        if same(run.record):
+            found[str(run.record.get("method"))] = run.folder
+    return [found[name] for name in sorted(found, key=lambda name: method_order(str(model["dataset"]), name))]
+
+
 def _draw(
     figure: str, method: Method, data: Dataset, config: RunConfig, path: Path, kind: str | None
 ) -> list[Path]:
     """One figure of one trained method."""
-    from bench import drawing
+    from bench import captions, drawing
 
     title = f"{config.method} on {config.dataset}, preset {config.preset}, seed {config.seed}"
     words = data.sentence
@@ -118,7 +193,11 @@ def _draw(
         return drawing.draw_joint(method, path, seed=config.seed, title=title, words=words)
     if figure == "interpolation":
         return drawing.draw_interpolation(method, path, seed=config.seed, title=title, words=words)
+    if figure == "pairs":
+        return captions.draw_pairs(method, path, words, config.dataset, config.seed, title)
     test = data.split("test")
+    if figure == "captioned":
+        return captions.draw_captioned(method, test, path, words, config.dataset, config.seed, title)
     if figure == "cross":
         return drawing.draw_cross(method, test, path, seed=config.seed, title=title, words=words)
     kinds = [kind] if kind else ()

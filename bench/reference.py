@@ -15,6 +15,9 @@ PATH = Path(__file__).with_name("reference.toml")
 NOT_PRINTED = "n/a"
 """TOML has no null; this string stands where a source prints N/A or a dash."""
 
+SHORT = {"cub_cond": "cub"}
+"""Names of tables on the command line that are not those of the file."""
+
 SUITE = "suite"
 """Source of the tables that no publication has."""
 
@@ -185,7 +188,8 @@ class Reference:
 
     def short_name(self, table: PublishedTable) -> str:
         """How a user names a table: without the source if it is the default one or this suite."""
-        return table.name if table.source in (self.default_source, SUITE) else table.key
+        own = table.source in (self.default_source, SUITE)
+        return SHORT.get(table.name, table.name) if own else table.key
 
     def figure(self, name: str) -> PublishedFigure:
         """The figure of training curves of that number; KeyError if there is none."""

@@ -35,7 +35,8 @@ def score(
     step_seconds: float | None = None,
 ) -> Evaluation:
     """Evaluate a trained method the way every run is evaluated."""
-    inception = options.inception or os.environ.get("BENCH_INCEPTION") or None
+    named = {"inception": options.inception, "clip": options.clip}
+    weights = {k: path or os.environ.get(f"BENCH_{k.upper()}") or None for k, path in named.items()}
     return evaluate(
         method,
         data,
@@ -46,9 +47,9 @@ def score(
         precision=config.train.precision,
         train_batch=config.train.batch_size,
         step_seconds=step_seconds,
-        inception=inception,
         download=options.download,
         progress=reporter,
+        **weights,
     )
 
 

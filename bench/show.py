@@ -226,7 +226,8 @@ def _writable(folder: Path) -> str:
 
 def doctor_text(options: Options) -> tuple[str, bool]:
     """What works here, one line each; False if something that every run needs does not."""
-    from metrics.fid import Unavailable, find_weights
+    from metrics import clip, fid
+    from metrics.weights import Unavailable
 
     rows = [["check", "state", "detail"]]
     for name, number in versions().items():
@@ -247,11 +248,12 @@ def doctor_text(options: Options) -> tuple[str, bool]:
         rows.append(
             ["data folder", "ok" if found else "FAILED", f"{options.data}{'' if found else ': no folder'}"]
         )
-    try:
-        weights = find_weights(options.inception or os.environ.get("BENCH_INCEPTION"), download=False)
-        rows.append(["Inception weights", "ok", str(weights)])
-    except (Unavailable, UserError) as error:
-        rows.append(["Inception weights", "missing", str(error)])
+    for weights, path in ((fid.WEIGHTS, options.inception), (clip.WEIGHTS, options.clip)):
+        try:
+            found = weights.find(path or os.environ.get(weights.environment), download=False)
+            rows.append([f"{weights.what} weights", "ok", str(found)])
+        except (Unavailable, UserError) as error:
+            rows.append([f"{weights.what} weights", "missing", str(error)])
     for name in dataset_names():
         try:
             load_dataset(name, options.cache, options.data)

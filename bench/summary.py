@@ -305,14 +305,16 @@ class Query:
     """Which score of a run: the average over cells of a metric, for a task and sampler.
 
     attribute: words that the score's attribute must all hold (`n_given=2`, `500`); avoid: words it must
-    not hold. Words are separated by anything but letters, digits, `_`, `=`, `.` and `+`. An average over
-    some of the modalities names them joined by `+` and counts as an average.
+    not hold. Words are separated by anything but letters, digits, `_`, `=`, `.` and `+`. given, target: of
+    one cell instead of the average. An average over some of the modalities names them joined by `+` and
+    counts as an average.
     """
 
     metric: str
     task: str = ""
     attribute: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
+    given: str = ""
     target: str = ""
     steps: int | None = None
 
@@ -326,7 +328,7 @@ class Query:
         return (
             score.metric == self.metric
             and (score.target == self.target or self.target == "" and "+" in score.target)
-            and not score.given
+            and score.given == self.given
             and (not self.task or score.task in ("", self.task))
             and (not sampler or score.sampler in ("", sampler))
             and (self.steps is None or score.steps == self.steps)

@@ -61,6 +61,12 @@ MEASURES: tuple[Measure, ...] = (
     _measure("fid_uncond", "FID joint", "lower", "distance", "joint"),
     _measure("fid_cond_cross", "FID cross", "lower", "distance", "cross"),
     _measure("fid_t2i", "FID T2I", "lower", "distance", "cross"),
+    _measure("kid_uncond", "KID joint", "lower", "fraction", "joint"),
+    _measure("kid_cond_cross", "KID cross", "lower", "fraction", "cross"),
+    _measure("precision_uncond", "precision joint", "higher", "fraction", "joint"),
+    _measure("precision_cond_cross", "precision cross", "higher", "fraction", "cross"),
+    _measure("recall_uncond", "recall joint", "higher", "fraction", "joint"),
+    _measure("recall_cond_cross", "recall cross", "higher", "fraction", "cross"),
     _measure("clip_uncond", "CLIP joint", "higher", "fraction", "joint"),
     _measure("clip_t2i", "CLIP T2I", "higher", "fraction", "cross"),
     _measure("clip_i2t", "CLIP I2T", "higher", "fraction", "cross"),
@@ -193,7 +199,10 @@ def method_order(dataset: str, method: str) -> tuple[int, bool, str]:
 def _shown(group: Group) -> list[Measure]:
     """The measures that any finished run of the group has a score for."""
     shown = []
+    captioned = any(s.metric == "fid_t2i" for run in group.runs for s in run.scores)
     for measure in MEASURES:
+        if captioned and measure.query.metric == "fid_cond_cross":
+            continue  # with one picture and one caption it is fid_t2i
         scores = [s for run in group.runs for s in run.scores if s.metric == measure.query.metric]
         if not scores:
             continue
@@ -350,10 +359,20 @@ def _why_out(group: Group, run: Run) -> str:
 
 def hide_empty(table: Table, origin: str = "measured") -> None:
     """Drop the columns that no finished row has a value for, if for one reason; it goes to the notes."""
+    for reason, columns in empty_columns(table, origin).items():
+        columns = columns[: len(table.columns) - 1]
+        table.columns = [column for column in table.columns if column not in columns]
+        if columns:
+            table.notes.append(f"{', '.join(c.title for c in columns)}: not available, {reason}")
+
+
+def empty_columns(table: Table, origin: str = "measured") -> dict[str, list[Column]]:
+    """Reason -> the columns in which it is all that finished rows have to show."""
+    found: dict[str, list[Column]] = {}
     for column in [column for column in table.columns if column.origin == origin]:
         cells = [row.cells[column.key] for row in table.rows if row.seeds and column.key in row.cells]
         reasons = {cell.note for cell in cells if cell.state == "n/a"}
         empty = cells and all(cell.state in ("n/a", "none", "same") for cell in cells)
-        if empty and len(reasons) == 1 and len(table.columns) > 1:
-            table.columns.remove(column)
-            table.notes.append(f"{column.title}: not available, {reasons.pop()}")
+        if empty and len(reasons) == 1:
+            found.setdefault(reasons.pop(), []).append(column)
+    return found

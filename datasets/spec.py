@@ -134,6 +134,18 @@ class Split:
             out[modality.name] = to_float(rows) if modality.kind == "image" else rows
         return out
 
+    def distinct(self, name: str) -> Tensor:
+        """Positions at which every stored entry of modality `name` occurs once, ascending.
+
+        A picture that several captions share counts once; elsewhere these are all positions.
+        """
+        rows = getattr(self.stored[name], "rows", None)
+        if rows is None:
+            return torch.arange(len(self))
+        _, inverse = torch.unique(rows.cpu(), return_inverse=True)
+        found = torch.full((int(inverse.max()) + 1,), len(self))
+        return found.scatter_reduce(0, inverse, torch.arange(len(self)), "amin").sort().values
+
     def to(self, device: torch.device | str) -> Split:
         """The same split with everything on `device`."""
 

@@ -6,10 +6,12 @@ Protocol: METHODS 3.8.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,6 +108,39 @@ def sampling_overhead(groups: Mapping[str, Iterable[nn.Parameter]], sample: Call
     with _Touched(extra) as touched:
         sample()
     return sum(p.numel() for p in extra if p.untyped_storage().data_ptr() in touched.seen)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Mean wall time of a call, with how often it was made before and while the clock ran."""
+
+    seconds: float
+    warmup: int
+    repeats: int
+
+    @property
+    def text(self) -> str:
+        """`3 warm-ups, mean of 10`."""
+        return f"{self.warmup} warm-up{'s' * (self.warmup != 1)}, mean of {self.repeats}"
+
+
+WARMUP, REPEATS = 3, 10
+"""Of a sampling time (METHODS 3.8)."""
+
+
+def timed_call(call: Callable[[], Any], device: torch.device, budget: float = math.inf) -> Timing:
+    """Mean wall time of `call`: 3 warm-ups, mean of 10 (METHODS 3.8), where `budget` seconds pay for that.
+
+    The first call tells. Where 13 would take longer, it is the only warm-up and as many follow as the budget
+    pays for, at least one; `Timing` says how many. Where not even two are paid for, the first is the timing.
+    """
+    first = seconds_per_call(call, device, 0, 1)
+    if first * (WARMUP + REPEATS) <= budget:
+        return Timing(seconds_per_call(call, device, WARMUP - 1, REPEATS), WARMUP, REPEATS)
+    if 2 * first > budget:
+        return Timing(first, 0, 1)
+    repeats = min(REPEATS, max(1, int(budget / first) - 1))
+    return Timing(seconds_per_call(call, device, 0, repeats), 1, repeats)
 
 
 def seconds_per_call(

@@ -61,18 +61,23 @@ def real_statistics(
 ) -> tuple[dict[str, Statistics], dict[str, float], int]:
     """Statistics of the real images of each modality, and the floor: the distance of train images to them.
 
-    limit: at most so many images of `test`; drawn: as many train images as a method draws, since the
-    distance falls with their number. Returns statistics, floors (none without `train`) and the number of
-    train images. Computed once, then read from the cache.
+    An image that several captions share counts once. limit: at most so many of `test`; drawn: as many train
+    images as a method draws, since the distance falls with their number. Returns statistics, floors (none
+    without `train`) and the number of train images. Computed once, then read from the cache.
     """
-    count = min([len(test)] + ([limit] if limit else []))
-    beside = min([drawn or count, count] + ([len(train)] if train is not None else []))
+
+    def images(part: Split) -> int:
+        return min((len(part.distinct(name)) for name in modalities), default=0)
+
+    count = min(limit or images(test), images(test))
+    beside = min([drawn or count, count] + ([images(train)] if train is not None else []))
     real: dict[str, Statistics] = {}
     floor: dict[str, float] = {}
     for name in modalities:
 
         def statistics(part: Split, which: str, n: int, name: str = name) -> Statistics:
-            rows = spread_rows(len(part), n)
+            every = part.distinct(name)
+            rows = every[spread_rows(len(every), n)]
             key = f"{fingerprint}|{which}|{len(rows)}|{name}|{hashes[name]}"
             return cached_statistics(
                 cache, key, lambda: split_statistics(part, name, features, rows, device, batch)

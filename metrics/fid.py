@@ -4,36 +4,26 @@
 is refused, and without a good file the score is `unavailable` with the command that gets one.
 The network must be torch-fidelity's `FeatureExtractorInceptionV3`, 2048 pooled features, fed uint8.
 torch-fidelity's own statistics cache is not used: its key knows neither content nor sample count.
+Kernel distance, precision and recall stand beside it, of the same features (`metrics.kid`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import tempfile
-import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.spec import Split
-from metrics.fd_clf import real_statistics
-from metrics.frechet import FrechetMetric, as_rgb
-
-SHA256 = "6726825d"
-"""The first digits of the SHA-256 of the weights, which their file names carry too."""
-
-FILE_NAMES = (f"weights-inception-2015-12-05-{SHA256}.pth", f"pt_inception-2015-12-05-{SHA256}.pth")
-ENVIRONMENT = "BENCH_INCEPTION"
-JUDGE = f"inception-{SHA256}"
-
-
-class Unavailable(Exception):
-    """The true weights are not at hand; the message says why and gives the command that gets them."""
+from metrics.cache import cached_arrays
+from metrics.fd_clf import spread_rows
+from metrics.frechet import FrechetMetric, Moments, as_rgb, frechet_distance
+from metrics.kid import kid_and_neighbours
+from metrics.weights import Published
 
 
 def weights_url() -> str:
@@ -48,71 +38,18 @@ def hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def remedy() -> str:
-    """The command that gets the weights. The home folder is written `~`: this text enters run records."""
-    target = hub_folder() / FILE_NAMES[0]
-    if target.is_relative_to(Path.home()):
-        target = Path("~") / target.relative_to(Path.home())
-    return f"curl -L --create-dirs -o {target} {weights_url()}"
+SHA256 = "6726825d"
+"""The first digits of the SHA-256 of the weights, which their file names carry too."""
 
-
-def is_genuine(path: Path) -> bool:
-    """Whether the file holds the published weights, by its SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest().startswith(SHA256)
-
-
-def _download(target: Path, timeout: float) -> None:
-    """Fetch the weights to `target` through a temporary file; raises OSError or Unavailable."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(weights_url(), timeout=timeout) as reply:
-            while block := reply.read(1 << 20):
-                file.write(block)
-        if not is_genuine(Path(temporary)):
-            raise Unavailable("what was downloaded is not the published Inception file")
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def find_weights(path: Path | str | None = None, download: bool = True, timeout: float = 5.0) -> Path:
-    """The Inception weights: `path`, else BENCH_INCEPTION, else torch's cache, else a download.
-
-    A path that is named but wrong is an error, never skipped over. Raises Unavailable, whose message
-    holds the command that gets the weights.
-    """
-    for source, named in (("the given path", path), (ENVIRONMENT, os.environ.get(ENVIRONMENT))):
-        if not named:
-            continue
-        if not Path(named).is_file():
-            raise Unavailable(f"{source} names no file ({named}); get the weights with: {remedy()}")
-        if not is_genuine(Path(named)):
-            raise Unavailable(
-                f"{source} ({named}) is not the published Inception file, whose SHA-256 begins with "
-                f"{SHA256}; get it with: {remedy()}"
-            )
-        return Path(named)
-    for name in FILE_NAMES:
-        cached = hub_folder() / name
-        if cached.is_file() and is_genuine(cached):
-            return cached
-    if download:
-        target = hub_folder() / FILE_NAMES[0]
-        try:
-            _download(target, timeout)
-        except (OSError, ValueError, Unavailable) as error:
-            reason = getattr(error, "reason", None) or error
-            raise Unavailable(
-                f"the Inception weights could not be fetched ({reason}); get them with: {remedy()}"
-            ) from None
-        return target
-    raise Unavailable(f"the Inception weights are not on this machine; get them with: {remedy()}")
+WEIGHTS = Published(
+    "Inception",
+    SHA256,
+    (f"weights-inception-2015-12-05-{SHA256}.pth", f"pt_inception-2015-12-05-{SHA256}.pth"),
+    "BENCH_INCEPTION",
+    weights_url,
+    hub_folder,
+)
+JUDGE = f"inception-{SHA256}"
 
 
 def inception(weights: Path, device: torch.device | str = "cpu") -> Callable[[str, Tensor], Tensor]:
@@ -122,8 +59,7 @@ def inception(weights: Path, device: torch.device | str = "cpu") -> Callable[[st
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    if not is_genuine(weights):
-        raise Unavailable(f"'{weights}' is not the published Inception file; get it with: {remedy()}")
+    WEIGHTS.check(weights)
     # torch-fidelity unpickles without restriction; a file that also loads as plain weights runs no code.
     torch.load(weights, map_location="cpu", weights_only=True)
     # internal dtype stays float32: torch-fidelity 0.4 accepts "float64" but returns float32 features anyway.
@@ -157,24 +93,66 @@ def fid(
 ) -> FrechetMetric:
     """The metric `fid` over all image modalities. Raises Unavailable without the true weights.
 
-    `features` and `judge` replace the network in tests; a judge of another name keeps such values apart.
+    limit: pictures per side at most; drawn: how many a method draws, and so the floor. A picture that several
+    captions share counts once on the real side. `features` and `judge` replace the network in tests; a judge
+    of another name keeps such values apart.
     """
     if features is None:
-        features = inception(find_weights(weights, download), device)
+        features = inception(WEIGHTS.find(weights, download), device)
     names = [m.name for m in test.spec.images]
-    hashes = dict.fromkeys(names, judge)
-    real, floor, beside = real_statistics(
-        test,
-        train,
-        names,
+    known: dict[str, Tensor] = {}
+    real, floor, beside = {}, {}, {}
+    for name in names:
+        found = partial(_real_features, name=name, features=features, device=device, cache=cache)
+        count = min(limit or len(test), len(test.distinct(name)))
+        known[name] = found(test, count, f"{fingerprint}|{split}", judge=judge)
+        real[name] = _moments(known[name]).statistics()
+        if train is not None:
+            beside[name] = min(drawn or count, count, len(train.distinct(name)))
+            other = found(train, beside[name], f"{fingerprint}|train", judge=judge)
+            floor[name] = {"fid": frechet_distance(real[name], _moments(other).statistics())}
+            floor[name] |= kid_and_neighbours(other, known[name])
+    return FrechetMetric(
+        "fid",
         features,
-        hashes,
-        fingerprint=fingerprint,
-        split=split,
-        cache=cache,
-        device=device,
-        limit=limit,
-        drawn=drawn,
-        batch=64,
+        real,
+        judge,
+        floor,
+        limit,
+        min(beside.values(), default=0),
+        beside=lambda name, generated: kid_and_neighbours(generated, known[name]),
+        captions=[m.name for m in test.spec.texts],
     )
-    return FrechetMetric("fid", features, real, judge, floor, limit, beside)
+
+
+def _real_features(
+    part: Split,
+    count: int,
+    where: str,
+    *,
+    name: str,
+    features: Callable[[str, Tensor], Tensor],
+    device: torch.device | str,
+    cache: Path,
+    judge: str,
+    batch: int = 64,
+) -> Tensor:
+    """Features `[count, D]` of different pictures, spread over the split; computed once, then cached."""
+    every = part.distinct(name)
+    rows = every[spread_rows(len(every), count)]
+
+    def compute() -> dict[str, Any]:
+        stored = part.stored[name]
+        found = [features(name, stored[i.to(stored.device)].to(device)).cpu() for i in rows.split(batch)]
+        return {"features": torch.cat(found).float().numpy()}
+
+    key = f"{where}|{len(rows)}|{name}|{judge}"
+    stored = cached_arrays(cache, "features", key, compute)["features"]
+    return torch.from_numpy(stored.astype(np.float32))
+
+
+def _moments(features: Tensor) -> Moments:
+    found = Moments()
+    for part in features.split(256):
+        found.update(part)
+    return found

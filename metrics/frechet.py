@@ -7,12 +7,8 @@ The number must match `torch_fidelity.metric_fid` on the same features (tests/te
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.spec import Split, UserError, to_uint8
+from datasets.spec import Split, to_uint8
+from metrics.cache import Arrays, cached_arrays
 from metrics.protocol import Event, Score
 
 Features = Callable[[str, Tensor], Tensor]
@@ -122,49 +119,21 @@ def split_statistics(
 
 
 def cached_statistics(cache: Path, key: str, compute: Callable[[], Statistics]) -> Statistics:
-    """Statistics from the file of `key` under `cache`, computed and written atomically when absent.
+    """Statistics from the file of `key` under `cache`, as `metrics.cache.cached_arrays` keeps them."""
 
-    The key must name everything the numbers depend on (data fingerprint, split, count, modality, judge);
-    it is stored inside and compared, with a checksum, so a damaged or foreign file is computed anew.
-    Raises UserError where the cache cannot be written.
-    """
-    path = Path(cache) / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            mean, covariance, n = stored["mean"], stored["covariance"], int(stored["n"])
-            if str(stored["key"]) == key and str(stored["sum"]) == _checksum(mean, covariance):
-                return Statistics(mean, covariance, n)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    found = compute()
-    try:
-        _write(path, key, found)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"statistics cannot be stored at '{path}' ({reason}); free space or choose another --cache"
-        ) from error
-    return found
+    def arrays() -> Arrays:
+        found = compute()
+        return {"mean": found.mean, "covariance": found.covariance, "n": np.array(found.n)}
+
+    stored = cached_arrays(cache, "statistics", key, arrays)
+    return Statistics(stored["mean"], stored["covariance"], int(stored["n"]))  # type: ignore[arg-type]
 
 
-def _write(path: Path, key: str, found: Statistics) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    arrays = {"mean": found.mean, "covariance": found.covariance, "n": found.n, "key": key}
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays, sum=_checksum(found.mean, found.covariance))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+BETTER = {"precision": "higher", "recall": "higher"}
+"""Families of scores of which more is better; of all others less is."""
 
-
-def _checksum(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> str:
-    return hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()
+Values = dict[str, float]
+"""Family of scores (`fid`, `kid`, ...) -> value."""
 
 
 class FrechetMetric:
@@ -172,11 +141,16 @@ class FrechetMetric:
 
     `<prefix>_uncond`: per modality, and their mean. `<prefix>_cond`: every pair of one given modality and
     one target, reconstructions included, and the mean of all (25 pairs for five modalities).
-    `<prefix>_cond_cross`: mean of the pairs without reconstructions. Draws given several modalities are
-    not part of these. Inputs pass through `to_uint8`, at most `limit` examples per cell.
+    `<prefix>_cond_cross`: mean of the pairs without reconstructions. `<prefix>_t2i`: mean of those given one
+    of `captions`. Draws given several modalities are not part of these. Inputs pass through `to_uint8`, at
+    most `limit` examples per cell.
+    `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
+    higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
 
-    The batches of one draw must come one after another: its statistics (D^2 numbers per cell) are turned
-    into distances and dropped as soon as the next draw begins.
+    beside: further scores of the features of one cell, (modality, features `[N, D]`) -> values by family,
+    which are averaged and named in the same way (`kid_uncond`).
+    The batches of one draw must come one after another: its statistics (D^2 numbers per cell, and the
+    features where `beside` needs them) are turned into values and dropped as soon as the next draw begins.
     """
 
     def __init__(
@@ -185,17 +159,20 @@ class FrechetMetric:
         features: Features,
         real: dict[str, Statistics],
         judge: str,
-        floor: dict[str, float] | None = None,
+        floor: Mapping[str, float | Values] | None = None,
         limit: int | None = None,
         floor_n: int = 0,
+        beside: Callable[[str, Tensor], Values] | None = None,
+        captions: Sequence[str] = (),
     ) -> None:
-        self.floor_n = floor_n
+        self.floor_n, self.beside, self.captions = floor_n, beside, tuple(captions)
         self.name, self.features, self.real, self.judge, self.limit = prefix, features, real, judge, limit
-        self.floor = floor or {}
+        self.floor = {m: v if isinstance(v, dict) else {prefix: v} for m, v in (floor or {}).items()}
         self._draw: tuple[str, tuple[str, ...], str, int | None] | None = None
         self._open: dict[str, Moments] = {}
-        # (task, given, sampler, steps) -> target -> (distance, n)
-        self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, tuple[float, int]]] = {}
+        self._kept: dict[str, list[Tensor]] = defaultdict(list)
+        # (task, given, sampler, steps) -> target -> (values, n)
+        self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, tuple[Values, int]]] = {}
 
     def update(self, event: Event) -> None:
         draw = (event.task, event.given, event.sampler, event.steps)
@@ -214,44 +191,71 @@ class FrechetMetric:
             if self.limit is not None:
                 images = images[: max(0, self.limit - moments.n)]
             if len(images):
-                moments.update(self.features(target, to_uint8(images)))
+                features = self.features(target, to_uint8(images))
+                moments.update(features)
+                if self.beside is not None:
+                    self._kept[target].append(features.detach().cpu())
 
     def _close(self) -> None:
         if self._draw is not None and self._open:
             self._cells[self._draw] = {
-                target: (frechet_distance(self.real[target], moments.statistics()), moments.n)
+                target: (self._values(target, moments), moments.n)
                 for target, moments in self._open.items()
                 if moments.n > 1
             }
-        self._draw, self._open = None, {}
+        self._draw, self._open, self._kept = None, {}, defaultdict(list)
+
+    def _values(self, target: str, moments: Moments) -> Values:
+        values = {self.name: frechet_distance(self.real[target], moments.statistics())}
+        if self.beside is not None:
+            values |= self.beside(target, torch.cat(self._kept[target]))
+        return values
 
     def compute(self) -> list[Score]:
         self._close()
-        scores = [self._score("floor", v, self.floor_n, target=m) for m, v in self.floor.items()]
-        if self.floor:
-            scores.append(self._score("floor", float(np.mean(list(self.floor.values()))), self.floor_n))
-        crossed: dict[tuple[str, int | None], list[tuple[str, str, float, int]]] = defaultdict(list)
+        scores = self._references()
+        crossed: dict[tuple[str, int | None], list[tuple[str, str, Values, int]]] = defaultdict(list)
         for (task, given, sampler, steps), cells in self._cells.items():
             if task == "cross":
-                crossed[sampler, steps] += [(given[0], t, value, n) for t, (value, n) in cells.items()]
+                crossed[sampler, steps] += [(given[0], t, values, n) for t, (values, n) in cells.items()]
                 continue
             key = {"task": "joint", "sampler": sampler, "steps": steps}
-            scores += [self._score("uncond", value, n, target=t, **key) for t, (value, n) in cells.items()]
-            scores.append(self._mean("uncond", list(cells.values()), **key))
+            for target, (values, n) in cells.items():
+                scores += self._scores("uncond", values, n, target=target, **key)
+            scores += self._mean("uncond", list(cells.values()), **key)
         for (sampler, steps), pairs in crossed.items():
             key = {"task": "cross", "sampler": sampler, "steps": steps}
-            scores += [self._score("cond", v, n, given=s, target=t, **key) for s, t, v, n in pairs]
-            scores.append(self._mean("cond", [(v, n) for _, _, v, n in pairs], **key))
-            others = [(v, n) for s, t, v, n in pairs if s != t]
-            if others:
-                scores.append(self._mean("cond_cross", others, **key))
-        return scores
+            for given, target, values, n in pairs:
+                scores += self._scores("cond", values, n, given=given, target=target, **key)
+            scores += self._mean("cond", [(v, n) for _, _, v, n in pairs], **key)
+            scores += self._mean("cond_cross", [(v, n) for s, t, v, n in pairs if s != t], **key)
+            scores += self._mean("t2i", [(v, n) for s, _, v, n in pairs if s in self.captions], **key)
+        n = min((found.n for found in self.real.values()), default=0)
+        return [*scores, Score(f"{self.name}_real_images", float(n), n, "", judge=self.judge)]
 
     def outcomes(self) -> dict[str, NDArray[np.bool_]]:
         return {}
 
-    def _score(self, kind: str, value: float, n: int, **key: object) -> Score:
-        return Score(f"{self.name}_{kind}", value, n, "lower", judge=self.judge, **key)  # type: ignore[arg-type]
+    def _references(self) -> list[Score]:
+        """What real training images reach, per modality and on average."""
+        scores = []
+        for target, values in self.floor.items():
+            scores += self._scores("", values, self.floor_n, target=target)
+        return scores + self._mean("", [(values, self.floor_n) for values in self.floor.values()])
 
-    def _mean(self, kind: str, cells: list[tuple[float, int]], **key: object) -> Score:
-        return self._score(kind, float(np.mean([v for v, _ in cells])), min(n for _, n in cells), **key)
+    def _scores(self, kind: str, values: Values, n: int, **key: object) -> list[Score]:
+        """One score per family; without a `kind` the bound of real images."""
+        out = []
+        for family, value in values.items():
+            better = BETTER.get(family, "lower")
+            what = kind or {"lower": "floor", "higher": "ceiling"}[better]
+            out.append(Score(f"{family}_{what}", value, n, better, judge=self.judge, **key))  # type: ignore[arg-type]
+        return out
+
+    def _mean(self, kind: str, cells: list[tuple[Values, int]], **key: object) -> list[Score]:
+        """The same of the mean over cells; nothing of none."""
+        if not cells:
+            return []
+        families = [f for f in cells[0][0] if all(f in values for values, _ in cells)]
+        means = {family: float(np.mean([values[family] for values, _ in cells])) for family in families}
+        return self._scores(kind, means, min(n for _, n in cells), **key)

@@ -173,7 +173,7 @@ class HealthyChain(Healthy):
     def chain(self, kind: str, x: Batch | None, n: int, steps: int | None = None, every: int = 2) -> Chain:
         at, frames, values = [], [], []
 
-        def record(step: int, state: dict[str, Tensor], energy: Tensor) -> None:
+        def record(step: int, state: dict[str, Tensor], energy: Tensor, drift: dict[str, Tensor]) -> None:
             values.append(energy)
             if step % every == 0:
                 at.append(step)

@@ -49,9 +49,12 @@ def test_shapes_from_training_to_the_table(tmp_path: Path, monkeypatch: pytest.M
     text = tables_text(None, options.results, "shapes", None, "markdown")
     assert "attributes joint" in text and "mmvaeplus" in text and "attribute joint chance" in text
     assert "stand-in for CUB" in text
+    for name in ("1", "2", "cub"):
+        paper = tables_text(name, options.results, "shapes", None, "markdown")
+        assert "FD-clf cross" in paper and "n/a" in paper and "FID" in paper
     path = sample_run(str(run.folder), ("caption",), None, None, 4, 0, tmp_path / "grid.png", options)
     assert path.stat().st_size > 1000
-    for figure in ("joint", "cross", "interpolation"):
+    for figure in ("joint", "cross", "interpolation", "5", "7", "8"):
         assert plot_figure(figure, (), tmp_path / "figures", "shapes", None, None, options)
     described = data_text("shapes", options)
     assert (

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,10 @@ from toy_data import ToyData
 from bench.config import Plan
 from bench.costing import cost_scores, step_cost
 from bench.generate import events
+from bench.sampling_cost import protocol_scores
 from methods.base import Loss, Method, ParamGroup, Stage
-from metrics.cost import count_flops, parameters, sampling_overhead
+from metrics import cost as cost_module
+from metrics.cost import count_flops, parameters, sampling_overhead, timed_call
 
 
 class Energetic(Method):
@@ -161,6 +165,63 @@ def test_all_cost_scores(method, data):
     assert by["sampling_time_s", "joint", "gen"].value > 0
     assert by["train_time_s_per_iter", "", ""].attribute.startswith("forward and backward")
     assert not any(s.sampler == "ebm" for s in alone)
+
+
+class Clock:
+    """A call that takes `seconds` on a clock of its own, and counts."""
+
+    def __init__(self, seconds, monkeypatch):
+        self.seconds, self.now, self.calls = seconds, 0.0, 0
+        monkeypatch.setattr(cost_module.time, "perf_counter", lambda: self.now)
+
+    def __call__(self):
+        self.calls += 1
+        self.now += self.seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "calls", "text"),
+    [
+        (0.5, math.inf, 13, "3 warm-ups, mean of 10"),
+        (1.0, 13.0, 13, "3 warm-ups, mean of 10"),
+        (1.0, 5.0, 5, "1 warm-up, mean of 4"),
+        (1.0, 12.5, 11, "1 warm-up, mean of 10"),
+        (3.0, 6.0, 2, "1 warm-up, mean of 1"),
+        (8.0, 6.0, 1, "0 warm-ups, mean of 1"),
+    ],
+)
+def test_a_call_is_timed_as_often_as_the_budget_pays_for(seconds, budget, calls, text, monkeypatch):
+    clock = Clock(seconds, monkeypatch)
+    found = timed_call(clock, torch.device("cpu"), budget)
+    assert (found.seconds, found.text, clock.calls) == (pytest.approx(seconds), text, calls)
+
+
+def test_sampling_is_timed_by_the_protocol_and_leaves_no_trace(method, data, monkeypatch):
+    drawn = []
+    for name in ("joint_generate", "cross_generate"):
+        before = getattr(method, name)
+
+        def call(*args, before=before, name=name):
+            out = before(*args)
+            drawn.append((name, {k: len(t) for k, t in out.items()}, method.training))
+            return out
+
+        monkeypatch.setattr(method, name, call)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    cpu = torch.device("cpu")
+    scores = protocol_scores(method, data.split("train"), "gen", "joint", cpu, "fp32")
+    assert drawn == 13 * [("joint_generate", {"a": 100, "b": 100, "c": 100}, False)]
+    drawn.clear()
+    scores += protocol_scores(method, data.split("val"), "gen", "cross", cpu, "fp32")
+    assert drawn == 13 * [("cross_generate", {"b": 100, "c": 100}, False)]
+    assert torch.equal(torch.rand(2), expected) and method.training
+    by = {(s.metric, s.task): s for s in scores}
+    for task in ("joint", "cross"):
+        batch, sample = by["sampling_batch_s", task], by["sampling_sample_s", task]
+        assert batch.attribute == sample.attribute == "batch 100, 3 warm-ups, mean of 10"
+        assert batch.value == pytest.approx(100 * sample.value) and batch.n == 10
 
 
 def test_a_step_that_fails_is_an_unavailable_cost(method, data, monkeypatch):

@@ -1,12 +1,19 @@
 import hashlib
+import urllib.request
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_data import ToyData
 
+from datasets.packed import Shared
+from datasets.spec import DataSpec, Modality, Split, to_float
 from metrics import fid as fid_module
-from metrics.fid import Unavailable, fid, find_weights, is_genuine, remedy
+from metrics.fid import WEIGHTS, fid
 from metrics.protocol import Event
+from metrics.weights import Unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +25,7 @@ def empty_machine(tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise OSError("no network in this test")
 
-    monkeypatch.setattr(fid_module.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
 
 
 def random_weights(path):
@@ -31,25 +38,26 @@ def random_weights(path):
 
 def test_other_weights_are_refused_however_they_are_named(tmp_path, monkeypatch):
     fake = random_weights(tmp_path / "weights-inception-2015-12-05-6726825d.pth")
-    assert not is_genuine(fake)
+    assert not WEIGHTS.is_genuine(fake)
     with pytest.raises(Unavailable, match="not the published Inception file"):
-        find_weights(fake)
+        WEIGHTS.find(fake)
     with pytest.raises(Unavailable, match="not the published Inception file"):
         fid_module.inception(fake)
     monkeypatch.setenv("BENCH_INCEPTION", str(fake))
     with pytest.raises(Unavailable, match="BENCH_INCEPTION"):
-        find_weights()
+        WEIGHTS.find()
 
 
 def test_what_is_missing_is_answered_with_the_command(tmp_path):
     pytest.importorskip("torch_fidelity")
     with pytest.raises(Unavailable, match="names no file") as missing:
-        find_weights(tmp_path / "nowhere.pth")
-    assert remedy() in str(missing.value) and "curl" in remedy() and "6726825d" in remedy()
+        WEIGHTS.find(tmp_path / "nowhere.pth")
+    remedy = WEIGHTS.remedy()
+    assert remedy in str(missing.value) and "curl" in remedy and "6726825d" in remedy
     with pytest.raises(Unavailable, match="no network in this test.*curl"):
-        find_weights()
+        WEIGHTS.find()
     with pytest.raises(Unavailable, match="not on this machine"):
-        find_weights(download=False)
+        WEIGHTS.find(download=False)
 
 
 def test_a_file_in_the_cache_is_used_only_if_genuine(tmp_path, monkeypatch):
@@ -59,22 +67,22 @@ def test_a_file_in_the_cache_is_used_only_if_genuine(tmp_path, monkeypatch):
     cached = folder / "pt_inception-2015-12-05-6726825d.pth"
     cached.write_bytes(b"weights")
     with pytest.raises(Unavailable):
-        find_weights(download=False)
+        WEIGHTS.find(download=False)
     # Pretend these very bytes are the published ones.
-    monkeypatch.setattr(fid_module, "SHA256", hashlib.sha256(b"weights").hexdigest()[:8])
-    assert find_weights(download=False) == cached
+    these = replace(WEIGHTS, digest=hashlib.sha256(b"weights").hexdigest()[:8])
+    assert these.find(download=False) == cached
 
 
 def test_a_download_is_verified_before_it_is_kept(tmp_path, monkeypatch):
     pytest.importorskip("torch_fidelity")
     import io
 
-    monkeypatch.setattr(fid_module.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"an error page"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"an error page"))
     with pytest.raises(Unavailable, match="not the published Inception file"):
-        find_weights()
+        WEIGHTS.find()
     assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
-    monkeypatch.setattr(fid_module, "SHA256", hashlib.sha256(b"an error page").hexdigest()[:8])
-    assert find_weights().read_bytes() == b"an error page"
+    these = replace(WEIGHTS, digest=hashlib.sha256(b"an error page").hexdigest()[:8])
+    assert these.find().read_bytes() == b"an error page"
 
 
 def fake_features(_, images):
@@ -121,33 +129,133 @@ def test_fid_of_real_pictures_is_zero_and_of_others_is_not(tmp_path):
 def test_real_statistics_are_computed_once_per_content_and_count(tmp_path):
     data = ToyData(tmp_path)
     metric_of(data, tmp_path / "cache", limit=100)
-    files = {f.name for f in (tmp_path / "cache" / "statistics").iterdir()}
+    files = {f.name for f in (tmp_path / "cache" / "features").iterdir()}
     assert len(files) == 6  # three modalities, test and train
     metric_of(data, tmp_path / "cache", limit=100)
-    assert {f.name for f in (tmp_path / "cache" / "statistics").iterdir()} == files
+    assert {f.name for f in (tmp_path / "cache" / "features").iterdir()} == files
     metric_of(data, tmp_path / "cache", limit=200)
     other = ToyData(tmp_path, {"train": 601, "val": 100, "test": 401})
     metric_of(other, tmp_path / "cache", limit=100)
-    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 18
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 18
+
+
+def test_pictures_that_captions_share_count_once(tmp_path):
+    """600 captions of 40 test pictures and of 50 training pictures, beside these pictures alone."""
+    pictures = {
+        "test": torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(1)),
+        "train": torch.randint(0, 256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(2)),
+    }
+    spec = DataSpec((Modality("image", "image", (3, 8, 8)), Modality("text", "text", (4,), vocabulary=5)))
+    alone, captioned = {}, {}
+    for name, pixels in pictures.items():
+        pixels, rows = pixels.to(torch.uint8), torch.arange(600) % len(pixels)
+        texts = torch.zeros(600, 4, dtype=torch.long)
+        alone[name] = Split(DataSpec(spec.images), {"image": pixels}, {})
+        captioned[name] = Split(spec, {"image": Shared(pixels, rows), "text": texts}, {})
+    found = {}
+    for kind, splits in (("alone", alone), ("captioned", captioned)):
+        cache = tmp_path / kind
+        metric = fid(splits["test"], splits["train"], fingerprint="x", cache=cache, features=fake_features)
+        made = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+        for given in ((), ("image",), ("text",)):
+            task = "cross" if given else "joint"
+            metric.update(Event(task, given, ("image",), "s", None, torch.arange(80), {"image": made}, {}))
+        found[kind] = {(s.metric, s.given, s.target): s for s in metric.compute()}
+    for key in (
+        ("fid_uncond", "", ""),
+        ("kid_uncond", "", ""),
+        ("fid_floor", "", ""),
+        ("recall_ceiling", "", ""),
+    ):
+        assert found["captioned"][key].value == pytest.approx(found["alone"][key].value), key
+    both = found["captioned"]
+    assert both["fid_real_images", "", ""].value == 40 and both["fid_uncond", "", ""].n == 80
+    assert both["fid_floor", "", ""].n == 40
+    assert both["fid_t2i", "", ""].value == both["fid_cond", "text", "image"].value
+    assert ("fid_t2i", "", "") not in found["alone"] or found["alone"]["fid_t2i", "", ""].value is None
+
+
+# -- the real architecture, with random weights ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """A file of fixed random weights in Inception's shapes, and the network that it was saved from.
+
+    He's initialisation, so that the features neither die out nor explode on the way.
+    """
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = module.FeatureExtractorInceptionV3("inception with random weights", ["2048"])
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    path = tmp_path_factory.mktemp("weights") / "inception-with-random-weights.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+def declare(path, monkeypatch):
+    """Let the file of random weights be the published one."""
+    declared = replace(WEIGHTS, digest=hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    monkeypatch.setattr(fid_module, "WEIGHTS", declared)
 
 
 @pytest.mark.slow
-def test_the_network_is_torch_fidelity_s_and_takes_bytes_only(tmp_path, monkeypatch):
-    """The whole path through the real architecture, with random weights declared to be the right ones."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    torch.manual_seed(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        blank = module.FeatureExtractorInceptionV3("blank", ["2048"])
-    path = tmp_path / "weights.pth"
-    torch.save(blank.state_dict(), path)
-    monkeypatch.setattr(fid_module, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+def test_the_network_is_torch_fidelity_s_and_takes_bytes_only(random_inception, monkeypatch):
+    path, network = random_inception
+    declare(path, monkeypatch)
     features = fid_module.inception(path)
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     out = features("m0", images)
     assert out.shape == (2, 2048) and bool(torch.isfinite(out).all())
-    torch.testing.assert_close(out, blank(images)[0])
+    torch.testing.assert_close(out, network(images)[0])
     assert features("m0", images[:, :1]).shape == (2, 2048)
     with pytest.raises(TypeError, match="uint8"):
         features("m0", images.float())
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_torch_fidelity_on_the_same_files(random_inception, tmp_path, monkeypatch):
+    """FID, KID, precision and recall of two folders of PNG files, both sides reading one file of weights."""
+    torch_fidelity = pytest.importorskip("torch_fidelity")
+    path, _ = random_inception
+    declare(path, monkeypatch)
+    rng = np.random.default_rng(0)
+    sets = {
+        "generated": rng.integers(0, 256, (20, 24, 24, 3)).astype(np.uint8),
+        "real": np.repeat(np.repeat(rng.integers(0, 200, (16, 6, 6, 3)), 4, 1), 4, 2).astype(np.uint8),
+    }
+    for name, images in sets.items():
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{i:03d}.png")
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(tmp_path / "generated"),
+        input2=str(tmp_path / "real"),
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=16,
+        feature_extractor="inception-v3-compat",  # else precision and recall would be VGG-16's
+        save_cpu_ram=True,  # no worker processes
+        feature_extractor_weights_path=str(path),
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    tensors = {k: torch.from_numpy(v.transpose(0, 3, 1, 2).copy()) for k, v in sets.items()}
+    spec = DataSpec((Modality("image", "image", (3, 24, 24)),))
+    real = Split(spec, {"image": tensors["real"]}, {})
+    metric = fid(real, None, fingerprint="x", cache=tmp_path, weights=path, judge="random weights")
+    made = {"image": to_float(tensors["generated"])}
+    metric.update(Event("joint", (), ("image",), "s", None, torch.arange(20), made, {}))
+    ours = {s.metric: s.value for s in metric.compute() if not s.target}
+    assert ours["fid_uncond"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert ours["fid_uncond"] > 1e-2
+    assert ours["kid_uncond"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert ours["precision_uncond"] == theirs["precision"] and ours["recall_uncond"] == theirs["recall"]
+    assert ours["fid_real_images"] == 16

@@ -31,7 +31,7 @@ from bench.options import (
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
 FIGURES = (
-    *("scatter", "joint", "cross", "interpolation", "chain", "chains", "training"),
+    *("scatter", "joint", "cross", "interpolation", "chain", "chains", "steps", "training"),
     *("captioned", "pairs", "t2i"),
     *("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
 )

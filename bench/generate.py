@@ -33,7 +33,10 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Draw:
-    """One thing to draw: `n` tuples of `targets` given `given` (empty: unconditionally) with `sampler`."""
+    """One thing to draw: `n` tuples of `targets` given `given` (empty: unconditionally) with `sampler`.
+
+    paired: draws that differ in `steps` alone begin with the same random numbers.
+    """
 
     task: Literal["joint", "cross"]
     given: tuple[str, ...]
@@ -41,6 +44,7 @@ class Draw:
     sampler: str
     n: int
     steps: int | None = None
+    paired: bool = False
 
     @property
     def label(self) -> str:
@@ -50,7 +54,8 @@ class Draw:
     @property
     def name(self) -> str:
         """For seeds: everything that tells this draw from the others of a run, but not how many."""
-        return f"{self.task}|{'+'.join(self.given)}|{'+'.join(self.targets)}|{self.sampler}|{self.steps}"
+        steps = "any" if self.paired else self.steps
+        return f"{self.task}|{'+'.join(self.given)}|{'+'.join(self.targets)}|{self.sampler}|{steps}"
 
 
 @dataclass

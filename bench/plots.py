@@ -14,7 +14,7 @@ from bench.job import Options
 from bench.measured import CAPTIONED
 from bench.progress import Reporter
 from bench.run import load_run
-from bench.store import LOG, WEIGHTS, RunRecord, find_runs, folder_name, read_log
+from bench.store import LOG, WEIGHTS, RunFolder, RunRecord, find_runs, folder_name, read_log
 from bench.table import method_order
 from datasets.spec import Dataset
 from methods.base import Method
@@ -65,6 +65,8 @@ def plot_figure(
     folders = [find_run(options.results, name) for name in runs] or [
         _newest(records, options.results, WEIGHTS)
     ]
+    if figure == "steps":
+        return [path for folder in folders for path in _refinement(folder, out, options)]
     files: list[Path] = []
     for folder in folders:
         method, data, config = load_run(folder, options)
@@ -72,6 +74,22 @@ def plot_figure(
         with autocast(method.device, config.train.precision):
             files += _draw(figure, method, data, config, path, kind)
     return files
+
+
+def _refinement(folder: Path, out: Path, options: Options) -> list[Path]:
+    """Quality against revision steps; what was measured once is kept with the run and drawn from there."""
+    from bench import refinement
+    from bench.figure_refinement import plot_refinement
+
+    entries = refinement.kept(folder)
+    if entries is None:
+        method, data, config = load_run(folder, options)
+        entries = refinement.measure_refinement(method, data, config, options.cache, Reporter())
+        refinement.keep(folder, entries)
+    record = RunFolder(folder).read_record()
+    names = [folder_name(str(record[key])) for key in ("dataset", "method")]
+    title = f"{record['method']} on {record['dataset']}, preset {record['preset']}, seed {record['seed']}"
+    return plot_refinement(entries, out / "-".join(("steps", *names, folder.name)), title)
 
 
 def _fitting(results: Path, dataset: str | None, preset: str | None) -> list[RunRecord]:

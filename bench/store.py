@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RECORD, SCORES, OUTCOMES, LOG = "run.json", "scores.json", "outcomes.npz", "train.jsonl"
+REFINEMENT = "refinement.json"
 WEIGHTS, CHECKPOINT, ERROR, GRID = "weights.safetensors", "checkpoint.pt", "error.txt", "grid.png"
 STATUSES = ("running", "done", "failed", "diverged", "skipped")
 
@@ -320,7 +321,7 @@ def publish(folder: Path, root: Path) -> Path:
     name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
     target = Path(root) / "published" / name
     target.mkdir(parents=True, exist_ok=True)
-    for item in (RECORD, SCORES, OUTCOMES, LOG):
+    for item in (RECORD, SCORES, OUTCOMES, LOG, REFINEMENT):
         if (run.path / item).exists():
             shutil.copyfile(run.path / item, target / item)
     if (run.path / GRID).exists():

@@ -262,7 +262,7 @@ def data(name: str, **rest: Any) -> None:
 @debug_option
 def methods() -> None:
     """List the methods."""
-    from bench.show import methods_text
+    from bench.listing import methods_text
 
     click.echo(methods_text())
 
@@ -271,7 +271,7 @@ def methods() -> None:
 @debug_option
 def datasets() -> None:
     """List the data sets."""
-    from bench.show import datasets_text
+    from bench.listing import datasets_text
 
     click.echo(datasets_text())
 
@@ -280,7 +280,7 @@ def datasets() -> None:
 @debug_option
 def metrics() -> None:
     """List the metrics."""
-    from bench.show import metrics_text
+    from bench.listing import metrics_text
 
     click.echo(metrics_text())
 

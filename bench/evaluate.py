@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from bench.config import closest
 from bench.costing import cost_scores
 from bench.device import autocast
 from bench.generate import BATCH, Usage, chosen_samplers, draws, events, skipped
+from bench.names import closest
 from bench.randomness import derive, forked
 from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
 from methods.base import Diverged, Method

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.config import TrainConfig, closest
+from bench.config import TrainConfig
 from bench.device import autocast
+from bench.names import closest
 from datasets.spec import Batch, UserError
 from methods.base import Loss, Method, ParamGroup, Progress, Stage
 

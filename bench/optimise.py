@@ -127,6 +127,20 @@ class StageOptimiser:
         self.adam.load_state_dict(state)
 
 
+def descend_all(
+    method: Method,
+    optimiser: StageOptimiser,
+    batch: Batch,
+    progress: Progress,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Loss]:
+    """One training step: an optimiser step for each loss of the batch; yields every loss after its own."""
+    for loss in losses_of(method, batch, progress, device, precision):
+        optimiser.descend(loss.total, progress.step)
+        yield loss
+
+
 class Average:
     """Exponential moving average of the parameters; buffers are taken as they are.
 

@@ -1,4 +1,4 @@
-"""What the commands print: outcomes, tables, probes, costs, data sets, the state of the machine."""
+"""What the commands print: outcomes, tables, probes, data sets, the state of the machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench.build import build_method, find_run
-from bench.config import resolve
+from bench.build import find_run
 from bench.device import autocast, hardware, pick_device
 from bench.errors import UsageError
 from bench.job import Options, Outcome
@@ -20,7 +19,7 @@ from bench.listing import columns
 from bench.progress import Reporter, duration
 from bench.provenance import versions
 from bench.randomness import derive, forked
-from bench.registry import dataset_names, expand_methods, load_dataset
+from bench.registry import dataset_names, load_dataset
 from bench.run import load_run, prepare
 from bench.scoring import save_grid, score
 from bench.store import GRID, RECORD, find_runs, publish
@@ -118,31 +117,6 @@ def sample_run(
             batch = {**method.cross_generate(dict(seen), targets, sampler, steps), **seen}
     save_grid({n: batch[n] for n in names}, out, data)
     return out
-
-
-def cost_text(
-    methods: Sequence[str], dataset: str, preset: str, overrides: Sequence[str], options: Options
-) -> str:
-    """Costs of freshly built methods on this machine."""
-    from bench.costing import cost_scores
-
-    device, reporter = pick_device(options.device), Reporter()
-    data = prepare(dataset, options, reporter)
-    parts = [f"{hardware(device)['name']}, {hardware(device)['cores']} cores, device {device}"]
-    for name in expand_methods(methods):
-        config = resolve(name, dataset, preset, overrides)
-        reporter.say(f"measuring {name}")
-        method = build_method(config, data.spec, device)
-        scores = cost_scores(
-            method,
-            data.split("train"),
-            device=device,
-            precision=config.train.precision,
-            samplers=config.plan.samplers,
-            train_batch=config.train.batch_size,
-        )
-        parts.append(f"{name} ({preset})\n{score_rows(scores)}")
-    return "\n\n".join(parts)
 
 
 def data_text(name: str, options: Options) -> str:

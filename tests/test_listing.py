@@ -55,7 +55,7 @@ def test_attributes_are_inherited_in_python_s_order(folder: Path) -> None:
     assert method_attributes(first, ATTRIBUTES) == {
         "citation": "A", "latents": "shared", "samplers": {"ancestral": ("joint",)}, "chains": ("prior",)
     }  # fmt: skip
-    other = "from methods.first import A\nclass _Helper(Method): pass\nclass B(Method):\n    citation = A.citation"
+    other = "from methods.first import A\nclass _N(Method): pass\nclass B(Method):\n    citation = A.citation"
     assert method_attributes(written(folder, "second", other), ("citation", "chains")) == {
         "citation": "A",
         "chains": (),

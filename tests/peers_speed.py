@@ -19,16 +19,15 @@ import torch
 from multivae.data import MultimodalBaseDataset
 from peers_cases import DREG, IWAE, LAPLACE, SCALE, Case, importance
 from peers_multivae import peer_of
+from speed_data import CPU, tuples
 
-from bench.benchmark_step import Subject, peak_of, subject, training_steps
+from bench.benchmark_step import Subject, subject, training_steps
 from bench.config import resolve
 from bench.device import autocast
 from bench.listing import columns
 from bench.timing import CLOCKS, Timing, alternate
-from datasets.spec import DataSpec, Modality, Split
+from datasets.spec import Split
 
-CPU = torch.device("cpu")
-PICTURES = DataSpec(tuple(Modality(f"m{i}", "image", (3, 28, 28)) for i in range(5)))
 EPOCH = {"epoch": 20, "batch_ratio": 0.5}
 """Where the library's training stands: behind every annealing."""
 
@@ -54,28 +53,16 @@ CASES = {
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds of a step and peak memory of both sides."""
+    """Seconds of a step of both sides."""
 
     case: str
     ours: Timing
     theirs: Timing
-    our_peak_mb: float
-    their_peak_mb: float
 
     @property
     def speed(self) -> float:
         """How many of our steps fit into one of theirs."""
         return self.theirs.median / self.ours.median
-
-
-def tuples(count: int) -> Split:
-    """`count` tuples of noise in the shapes of PolyMNIST."""
-    generator = torch.Generator().manual_seed(0)
-    stored = {
-        m.name: torch.randint(0, 256, (count, *m.shape), generator=generator, dtype=torch.uint8)
-        for m in PICTURES
-    }
-    return Split(PICTURES, stored, {})
 
 
 def our_side(case: Case, train: Split, precision: str) -> Subject:
@@ -109,11 +96,8 @@ def compare(case: str, batch_size: int, precision: str, clock: str, warmup: int,
     theirs = their_side(CASES[case], our_side(CASES[case], train, "fp32"))
     with training_steps(ours) as steps:
         calls: dict[str, Callable[[], Any]] = {"ours": steps["train"], "theirs": theirs}
-        for call in calls.values():
-            call()  # gradients and moments exist from here on
-        peaks = {name: peak_of(call, CPU).mb for name, call in calls.items()}
         timings = alternate(calls, CPU, warmup, repeats, clock)
-    return Found(case, timings["ours"], timings["theirs"], peaks["ours"], peaks["theirs"])
+    return Found(case, timings["ours"], timings["theirs"])
 
 
 @click.command()
@@ -133,8 +117,6 @@ def main(chosen: tuple[str, ...], style: str, **how: Any) -> None:
             "ours_s": f.ours.median,
             "multivae_s": f.theirs.median,
             "times_as_fast": f.speed,
-            "ours_mib": f.our_peak_mb,
-            "multivae_mib": f.their_peak_mb,
         }
         for f in found
     ]

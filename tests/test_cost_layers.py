@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from mixed_data import MixedData
 from tiny import TinyData
 from torch import nn
 
 from bench.benchmark_step import subject, training_steps
-from bench.config import resolve
+from bench.config import class_signature, resolve
 from bench.cost_report import measure
+from bench.cost_text import table_text, to_json
 from bench.layers import CHAIN_STEPS, Call, Passes, chain_steps, recording, step_passes
+from bench.registry import load_method_class
 from bench.timing import alternate
 from metrics.cost import count_flops
 
@@ -133,3 +137,18 @@ def test_a_call_without_gradient_has_no_backward_pass() -> None:
         bare = Call(net, (x,))
     assert count_flops(bare.again) == 2 * 4 * 3 * 2
     assert count_flops(Call(net, (x,)).again) == 2 * 2 * 4 * 3 * 2
+
+
+@pytest.mark.parametrize("method", ["mvae", "moe_ebm", "ours_w"])
+def test_pictures_and_captions(tmp_path: Path, method: str) -> None:
+    """Token ids, continuous captions, chains in learned priors: everything can be made again."""
+    known = class_signature(load_method_class(method))[0]
+    sizes = {"latent": 4, "private": 3, "width": 8, "energy_width": 8, "stem_width": 4, "data_steps": 2}
+    steps = {"latent_steps": 2, "prior_steps": 2, "posterior_steps": 2, "train.batch_size": 4}
+    sets = [f"{k}={v}" for k, v in (sizes | steps).items() if k in known or "." in k]
+    config = resolve(method, "mixed_data:MixedData", "quick", sets)
+    s = subject(method, config, MixedData(tmp_path).split("train"), CPU)
+    (found,) = measure([s], warmup=0, repeats=1, layers=True)
+    assert set(found.alone) >= {stage.name for stage in s.method.stages}
+    json.dumps(to_json(found), allow_nan=False)
+    assert len(table_text([found]).splitlines()) > 15

@@ -216,19 +216,62 @@ def publish(runs: tuple[str, ...], results: Path) -> None:
 @dataset_option
 @preset_option
 @set_option
+@click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the preset's.")
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What a second configuration has otherwise: a setting as for --set, method=NAME or preset=NAME. "
+    "Repeatable.",
+)
+@click.option(
+    "--sweep",
+    default="",
+    metavar="KEY=V1,V2,...",
+    help="Step time at these values of a setting (or of `modalities`), drawn with a straight line.",
+)
+@click.option("--layers/--no-layers", default=False, help="Also the networks alone, for comparison.")
+@click.option("--sampling/--no-sampling", default=True, show_default=True, help="Also time every sampler.")
+@click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Steps not counted.")
+@click.option("--repeats", type=click.IntRange(min=1), default=20, show_default=True, help="Steps counted.")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "processor"]),
+    default="wall",
+    show_default=True,
+    help="`processor` counts the seconds of all threads, for a CPU that others use too.",
+)
+@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    help="Folder for the figure of --sweep.",
+)
 @place_options
 @device_option
 @debug_option
-def cost(methods: list[str], dataset: str, preset: str, overrides: tuple[str, ...], **rest: Any) -> None:
-    """Measure parameters, time and memory of untrained methods on this machine.
+def cost(style: str, batch_size: int | None, **rest: Any) -> None:  # fmt: skip
+    """Measure time, memory and floating-point operations of untrained methods on this machine.
+
+    A training step is the one that training makes, optimiser included. Beside its rate stands what the
+    machine reaches in a large matrix product and in the method's own largest convolution. With --compare,
+    two configurations make their steps in turns in one process, and the last column is their ratio.
 
     \b
-    Example:
+    Examples:
       bench cost --method ours --dataset polymnist --preset fair
+      bench cost --method mmvaeplus --dataset polydigits --preset fair --compare train.precision=bf16
+      bench cost --method mmvae --dataset polydigits --preset quick --compare method=mopoe --format json
+      bench cost --method ours --dataset polydigits --preset quick --sweep data_steps=5,10,20,40
     """
-    from bench.show import cost_text
+    from bench.cost_command import Request, cost_text
 
-    click.echo(cost_text(methods, dataset, preset, overrides, collect(rest)))
+    names = ("methods", "dataset", "preset", "overrides", "compare", "sweep", "layers", "sampling", "warmup",
+             "repeats", "clock", "out")  # fmt: skip
+    wanted = {name: rest.pop(name) for name in names}
+    click.echo(cost_text(Request(batch_size=batch_size, **wanted), collect(rest), style))
 
 
 @cli.command()
@@ -270,7 +313,7 @@ def data(name: str, **rest: Any) -> None:
 @debug_option
 def methods() -> None:
     """List the methods."""
-    from bench.show import methods_text
+    from bench.listing import methods_text
 
     click.echo(methods_text())
 
@@ -279,7 +322,7 @@ def methods() -> None:
 @debug_option
 def datasets() -> None:
     """List the data sets."""
-    from bench.show import datasets_text
+    from bench.listing import datasets_text
 
     click.echo(datasets_text())
 
@@ -288,7 +331,7 @@ def datasets() -> None:
 @debug_option
 def metrics() -> None:
     """List the metrics."""
-    from bench.show import metrics_text
+    from bench.listing import metrics_text
 
     click.echo(metrics_text())
 

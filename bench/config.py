@@ -8,23 +8,22 @@ nor pydantic.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+from bench.names import DEFAULT_PRESET, closest
 from metrics import METRICS
 
 PRESETS = Path(__file__).parent / "presets"
 TABLES = ("train", "plan", "hyper")
-DEFAULT_PRESET = "paper"
 FALLBACK_PRESET = "fair"
 """The budget of a method whose own `paper` preset nobody has written."""
 
@@ -147,15 +146,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value
-
-
-def closest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean 'beta'?` where a known name is near, else the list of known names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean '{prefix}{near[0]}'?"
-    return f"; there are {', '.join(known)}" if known else ""
 
 
 def build(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:

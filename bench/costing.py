@@ -124,18 +124,44 @@ def cost_scores(
     and backward passes are timed here and the attribute says so.
     """
     method.eval()
-    groups = {name: group.params for name, group in method.param_groups().items()}
-    missing = skipped(method, method.spec)
     scores = [cost_score("parameters", parameters(method))]
-    for sampler, tasks in method.samplers.items():
-        if samplers is not None and sampler not in samplers:
-            continue
-        for task in ("joint", "cross"):
-            if task in tasks and task not in missing:
-                scores += _sampler_scores(method, train, sampler, task, groups, usage, device, precision)
-                scores += protocol_scores(method, train, sampler, task, device, precision)
+    for sampler, task in sampler_tasks(method, samplers):
+        scores += _sampler_scores(method, train, sampler, task, usage, device, precision)
+        scores += protocol_scores(method, train, sampler, task, device, precision)
     scores += _training_scores(method, train, device, precision, train_batch, step_seconds)
     return scores
+
+
+def sampler_tasks(method: Method, samplers: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """Every (sampler, task) that the method can draw with on its data; of `samplers` alone where given."""
+    missing = skipped(method, method.spec)
+    return [
+        (sampler, task)
+        for sampler, tasks in method.samplers.items()
+        for task in ("joint", "cross")
+        if task in tasks and task not in missing and (samplers is None or sampler in samplers)
+    ]
+
+
+def draw_call(
+    method: Method, train: Split, sampler: str, task: str, n: int, targets: Sequence[str] | None = None
+) -> Callable[[], Batch]:
+    """A call that draws `n` tuples: of all modalities, or `targets` given the first one."""
+    names = method.spec.names
+    if task == "joint":
+        return lambda: method.joint_generate(n, sampler)
+    given = {names[0]: train.batch(slice(0, n))[names[0]].to(method.device)}
+    return lambda: method.cross_generate(given, targets or names, sampler)
+
+
+def overhead(
+    method: Method, train: Split, sampler: str, task: str, device: torch.device, precision: str
+) -> int:
+    """Parameters that the sampler reads beyond encoders and decoders."""
+    groups = {name: group.params for name, group in method.param_groups().items()}
+    one = draw_call(method, train, sampler, task, 2, method.spec.names[1:])
+    with forked(derive(0, "overhead")), torch.no_grad(), autocast(device, precision):
+        return sampling_overhead(groups, one)
 
 
 def _sampler_scores(
@@ -143,22 +169,12 @@ def _sampler_scores(
     train: Split,
     sampler: str,
     task: str,
-    groups: dict[str, list[torch.nn.Parameter]],
     usage: Sequence[Usage],
     device: torch.device,
     precision: str,
 ) -> list[Score]:
-    names, key = method.spec.names, {"task": task, "sampler": sampler}
-    given = {names[0]: train.batch(slice(0, 2))[names[0]].to(device)}
-
-    def one() -> None:
-        if task == "joint":
-            method.joint_generate(2, sampler)
-        else:
-            method.cross_generate(given, names[1:] or names, sampler)
-
-    with forked(derive(0, "overhead")), torch.no_grad(), autocast(device, precision):
-        overhead = sampling_overhead(groups, one)
+    key = {"task": task, "sampler": sampler}
+    extra = overhead(method, train, sampler, task, device, precision)
     seen = [u for u in usage if (u.draw.task, u.draw.sampler) == (task, sampler) and len(u.draw.given) < 2]
     if not seen:
         seen = [_timed(method, sampler, task, train, device, precision)]
@@ -167,7 +183,7 @@ def _sampler_scores(
     scores = [
         cost_score("sampling_time_s", seconds, sum(u.tuples for u in seen), attribute=unit, **key),
         cost_score("nfe", method.nfe(sampler, task), **key),
-        cost_score("param_overhead", overhead, **key),
+        cost_score("param_overhead", extra, **key),
     ]
     if device.type == "cuda":
         scores.append(cost_score("peak_memory_mb", max(u.peak_mb for u in seen), attribute="sampling", **key))
@@ -179,17 +195,10 @@ def _timed(
 ) -> Usage:
     """Usage of one small draw: batch 100, or all there is."""
     n, names = min(100, len(train)), method.spec.names
-    given = {names[0]: train.batch(slice(0, n))[names[0]].to(device)}
-
-    def call() -> None:
-        if task == "joint":
-            method.joint_generate(n, sampler)
-        else:
-            method.cross_generate(given, names, sampler)
-
+    call = draw_call(method, train, sampler, task, n)
     reset_peak(device)
     seconds = sampling_time(method, call, device, precision, warmup=1, repeats=3)
-    draw = Draw(task, tuple(given) if task == "cross" else (), names, sampler, n)  # type: ignore[arg-type]
+    draw = Draw(task, names[:1] if task == "cross" else (), names, sampler, n)  # type: ignore[arg-type]
     return Usage(draw, n, 3 * n, 3, 3 * seconds, 3 * seconds, peak_memory_mb(device))
 
 

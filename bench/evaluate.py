@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from bench.chains import score_chains
-from bench.config import closest
 from bench.costing import cost_scores
 from bench.device import autocast
 from bench.feature_metrics import CLIP_HEADLINES, FID_HEADLINES, apply_to, feature_metric
 from bench.generate import BATCH, Usage, chosen_samplers, draws, events, skipped
+from bench.names import closest
 from bench.randomness import derive, forked
 from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
 from methods.base import Diverged, Method

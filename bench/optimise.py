@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.config import TrainConfig, closest
+from bench.config import TrainConfig
 from bench.device import autocast
+from bench.names import closest
 from datasets.spec import Batch, UserError
 from methods.base import Loss, Method, ParamGroup, Progress, Stage
 
@@ -124,6 +125,20 @@ class StageOptimiser:
 
     def load(self, state: dict[str, Any]) -> None:
         self.adam.load_state_dict(state)
+
+
+def descend_all(
+    method: Method,
+    optimiser: StageOptimiser,
+    batch: Batch,
+    progress: Progress,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Loss]:
+    """One training step: an optimiser step for each loss of the batch; yields every loss after its own."""
+    for loss in losses_of(method, batch, progress, device, precision):
+        optimiser.descend(loss.total, progress.step)
+        yield loss
 
 
 class Average:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from bench.config import DEFAULT_PRESET
+from bench.names import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from bench.job import Options

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bench.config import closest
+from bench.names import closest
 
 if TYPE_CHECKING:
     from datasets.spec import Dataset
@@ -48,10 +48,16 @@ def _plugins(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
+def method_files() -> dict[str, Path | None]:
+    """Every method that a name reaches, with its file under `methods/`; None for a plug-in."""
+    files: dict[str, Path | None] = {p.stem: p for p in METHODS.glob("*.py")}
+    files = {n: p for n, p in files.items() if n != "base" and not n.startswith("_")}
+    return dict(sorted((files | dict.fromkeys(_plugins(METHOD_GROUP))).items()))
+
+
 def method_names() -> list[str]:
     """Every method that a name reaches: files under `methods/` and plug-ins."""
-    files = (p.stem for p in METHODS.glob("*.py"))
-    return sorted({n for n in files if n != "base" and not n.startswith("_")} | set(_plugins(METHOD_GROUP)))
+    return list(method_files())
 
 
 def dataset_names() -> list[str]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.build import build_method, find_initial, find_run, load_weights
-from bench.config import DEFAULT_PRESET, RunConfig, resolve
+from bench.config import RunConfig, resolve
 from bench.device import autocast, pick_device, set_deterministic
 from bench.errors import Interrupted, UsageError
 from bench.job import Job, Options, Outcome
+from bench.names import DEFAULT_PRESET
 from bench.progress import Reporter, duration
 from bench.registry import expand_methods, load_dataset, load_method_class
 from bench.safefiles import unwritable

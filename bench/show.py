@@ -1,4 +1,4 @@
-"""What the commands print: outcomes, tables, probes, costs, lists, the state of the machine."""
+"""What the commands print: outcomes, tables, probes, data sets, the state of the machine."""
 
 from __future__ import annotations
 
@@ -11,27 +11,20 @@ from pathlib import Path
 
 import torch
 
-from bench.build import build_method, find_run
-from bench.config import METRICS, preset_names, resolve
+from bench.build import find_run
 from bench.device import autocast, hardware, pick_device
 from bench.errors import UsageError
 from bench.job import Options, Outcome
+from bench.listing import columns
 from bench.progress import Reporter, duration
 from bench.provenance import versions
 from bench.randomness import derive, forked
-from bench.registry import dataset_names, expand_methods, load_dataset, load_method_class, method_names
+from bench.registry import dataset_names, load_dataset
 from bench.run import load_run, prepare
 from bench.scoring import save_grid, score
 from bench.store import GRID, RECORD, find_runs, publish
 from datasets.spec import UserError
 from metrics.protocol import Score
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, aligned; the first is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
 
 
 def outcomes_text(outcomes: Sequence[Outcome]) -> str:
@@ -126,31 +119,6 @@ def sample_run(
     return out
 
 
-def cost_text(
-    methods: Sequence[str], dataset: str, preset: str, overrides: Sequence[str], options: Options
-) -> str:
-    """Costs of freshly built methods on this machine."""
-    from bench.costing import cost_scores
-
-    device, reporter = pick_device(options.device), Reporter()
-    data = prepare(dataset, options, reporter)
-    parts = [f"{hardware(device)['name']}, {hardware(device)['cores']} cores, device {device}"]
-    for name in expand_methods(methods):
-        config = resolve(name, dataset, preset, overrides)
-        reporter.say(f"measuring {name}")
-        method = build_method(config, data.spec, device)
-        scores = cost_scores(
-            method,
-            data.split("train"),
-            device=device,
-            precision=config.train.precision,
-            samplers=config.plan.samplers,
-            train_batch=config.train.batch_size,
-        )
-        parts.append(f"{name} ({preset})\n{score_rows(scores)}")
-    return "\n\n".join(parts)
-
-
 def data_text(name: str, options: Options) -> str:
     """Prepare a data set; its counts, fingerprint, notes and judges."""
     from bench.evaluate import coherence_metric, find_judges
@@ -184,34 +152,6 @@ def _agreement(scores: Sequence[Score]) -> list[str]:
         f"{value['coherence_cross_chance', name]:.4g} (cross)"
         for name in names
     ]
-
-
-def methods_text() -> str:
-    """Every method: its ways to sample, its chains, its source."""
-    rows = [["method", "latents", "samplers", "chains", "source"]]
-    for name in method_names():
-        try:
-            kind = load_method_class(name)
-        except UserError as error:
-            rows.append([name, "", "", "", f"cannot be loaded: {error}"])
-            continue
-        latents = getattr(kind, "latents", "")
-        shown = latents if isinstance(latents, str) else ""
-        rows.append([name, shown, ", ".join(kind.samplers), ", ".join(kind.chains), kind.citation])
-    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    return columns([[row[i] for i in used] for row in rows])
-
-
-def datasets_text() -> str:
-    """Every data set with its presets."""
-    rows = [["data set", "presets"]]
-    rows += [[name, ", ".join(preset_names(name))] for name in dataset_names()]
-    return columns(rows)
-
-
-def metrics_text() -> str:
-    """Every family of metrics."""
-    return columns([["metric", "what it measures"], *([name, text] for name, text in METRICS.items())])
 
 
 def _writable(folder: Path) -> str:

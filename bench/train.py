@@ -25,6 +25,7 @@ from bench.forecast import Forecast
 from bench.optimise import (
     Average,
     StageOptimiser,
+    descend_all,
     losses_of,
     only,
     stage_file,
@@ -36,8 +37,8 @@ from bench.randomness import Order, derive, forked, random_state, seed_all, set_
 from bench.safefiles import file_hash
 from bench.store import CHECKPOINT, RunFolder
 from bench.stream import Feed
-from datasets.spec import Batch, Split, UserError
-from methods.base import Diverged, Loss, Method, Progress, Stage
+from datasets.spec import Split, UserError
+from methods.base import Diverged, Method, Progress, Stage
 
 VALIDATION_BATCHES = 4
 
@@ -208,10 +209,10 @@ class Loop:
     def _one_step(self, stage: Stage, steps: int) -> None:
         """One batch, one optimiser step for each loss."""
         assert self.optimiser is not None
-        batch = self.feed.next()
-        for loss in self._losses(batch, stage, steps):
+        batch, precision = self.feed.next(), self.config.precision
+        at = self._progress(stage, steps)
+        for loss in descend_all(self.method, self.optimiser, batch, at, self.device, precision):
             total = loss.total
-            self.optimiser.descend(total, self.step)
             fine = torch.isfinite(total.detach())
             self.bad = torch.where((self.bad < 0) & ~fine, self.done, self.bad)
             self._count({"loss": total, **loss.terms})
@@ -221,10 +222,8 @@ class Loop:
         self.step += 1
         self.done += 1
 
-    def _losses(self, batch: Batch, stage: Stage, steps: int) -> Iterator[Loss]:
-        """The losses of one batch at the present position."""
-        progress = Progress(stage.name, self.step, steps, self.step // self.order.per_epoch)
-        return losses_of(self.method, batch, progress, self.device, self.config.precision)
+    def _progress(self, stage: Stage, steps: int) -> Progress:
+        return Progress(stage.name, self.step, steps, self.step // self.order.per_epoch)
 
     def _count(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -285,11 +284,12 @@ class Loop:
         kept = {name: buffer.clone() for name, buffer in self.method.named_buffers()}
         sums: dict[str, float] = {}
         count = min(VALIDATION_BATCHES, len(self.val) // size)
+        at = self._progress(stage, steps)
         self.method.eval()
         with forked(derive(self.seed, "validate")):
             for i in range(count):
                 batch = fetch(self.val, slice(i * size, (i + 1) * size), self.device)
-                for loss in self._losses(batch, stage, steps):
+                for loss in losses_of(self.method, batch, at, self.device, self.config.precision):
                     for name, value in {"loss": loss.total, **loss.terms}.items():
                         sums[name] = sums.get(name, 0.0) + float(value.detach().float().mean()) / count
         self.method.train()

@@ -41,9 +41,7 @@ from peers_cases import (
     ANNEALED,
     CASES,
     IMAGE_WEIGHT,
-    LATENT,
     PAIRS_DRAWN,
-    PRIVATE,
     SCALE,
     SPEC,
     TEXT_WEIGHT,
@@ -71,7 +69,7 @@ class Encoder(BaseEncoder):
     def __init__(self, method: Method, name: str) -> None:
         super().__init__()
         self.name, self.network, self.private = name, method.encoders[name].towers[0], method.private
-        self.latent_dim, self.style_dim = LATENT, method.private
+        self.latent_dim, self.style_dim = method.latent, method.private
         self.centred = method._centred
 
     def forward(self, x: Any) -> ModelOutput:
@@ -89,10 +87,11 @@ class Decoder(BaseDecoder):
 
     def __init__(self, method: Method, name: str) -> None:
         super().__init__()
-        self.name, self.network, self.kind = name, method.decoders[name], SPEC[name].kind
+        self.name, self.network, self.kind = name, method.decoders[name], method.spec[name].kind
+        self.size = method.latent
 
     def forward(self, latent: Tensor) -> ModelOutput:
-        z, w = latent[..., :LATENT], latent[..., LATENT:]
+        z, w = latent[..., : self.size], latent[..., self.size :]
         raw = self.network(torch.cat([w, z], -1))
         return ModelOutput(reconstruction=(raw + 1) / 2 if self.kind == "image" else raw)
 
@@ -127,21 +126,22 @@ def prepared(draws: Sequence[Tensor]) -> Iterator[None]:
 
 def peer_of(case: Case, method: Method, **changes: Any) -> nn.Module:
     """The library's model around the modules of `method`; learned priors are copied into it."""
+    spec = method.spec
     config = {
-        "n_modalities": len(SPEC),
-        "latent_dim": LATENT,
+        "n_modalities": len(spec),
+        "latent_dim": method.latent,
         "uses_likelihood_rescaling": True,
-        "rescale_factors": {m.name: IMAGE_WEIGHT if m.kind == "image" else TEXT_WEIGHT for m in SPEC},
-        "decoders_dist": {m.name: "laplace" if m.kind == "image" else "categorical" for m in SPEC},
-        "decoder_dist_params": {m.name: {"scale": SCALE} for m in SPEC if m.kind == "image"},
-        **({"modalities_specific_dim": PRIVATE} if method.private else {}),
+        "rescale_factors": {m.name: IMAGE_WEIGHT if m.kind == "image" else TEXT_WEIGHT for m in spec},
+        "decoders_dist": {m.name: "laplace" if m.kind == "image" else "categorical" for m in spec},
+        "decoder_dist_params": {m.name: {"scale": SCALE} for m in spec if m.kind == "image"},
+        **({"modalities_specific_dim": method.private} if method.private else {}),
         **case.config,
         **changes,
     }
     model = getattr(models, case.peer)(
         getattr(models, f"{case.peer}Config")(**config),
-        {name: Encoder(method, name) for name in SPEC.names},
-        {name: Decoder(method, name) for name in SPEC.names},
+        {name: Encoder(method, name) for name in spec.names},
+        {name: Decoder(method, name) for name in spec.names},
     )
     with torch.no_grad():
         for ours, theirs in shared_priors(method, model):
@@ -155,7 +155,7 @@ def shared_priors(method: Method, model: nn.Module) -> list[tuple[Tensor, list[T
     if hasattr(model, "prior_log_var"):
         return [(method.prior.raw, [model.prior_log_var])]
     own = getattr(model, "logvars_priors", getattr(model, "r_logvars_priors", {}))
-    pairs = [(method.auxiliaries[n].raw, [own[n]]) for n in SPEC.names if n in own]
+    pairs = [(method.auxiliaries[n].raw, [own[n]]) for n in method.spec.names if n in own]
     if hasattr(model, "mean_clusters"):
         pairs.append((method.prior.centres, list(model.mean_clusters)))
         pairs.append((method.prior.logits, [model._pc_params]))

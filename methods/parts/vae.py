@@ -151,7 +151,7 @@ class MultimodalVAE(Method):
 
     def _row_bytes(self, modality: Modality) -> RowBytes:
         """What an encoding and a decoding with its likelihood keep; 0 where rows cannot be separated."""
-        name, kind = modality.name, torch.float32 if modality.kind == "image" else torch.int64
+        name, kind = modality.name, torch.get_default_dtype() if modality.kind == "image" else torch.int64
         x, latent = torch.zeros(1, *modality.shape, dtype=kind), torch.zeros(1, self.private + self.latent)
         encoder, decoder = self.encoders[name], self.decoders[name]
 

@@ -1,0 +1,56 @@
+"""The scripts behind docs/performance.md measure both sides of every pair."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import variants_speed
+
+from bench.cli import cli
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+
+
+def test_both_forms_of_the_energy_network_are_timed() -> None:
+    found = variants_speed.energies(4, 2, 1, 3, "processor", warmup=0, repeats=2)
+    assert list(found) == ["plain", "as it is"] and all(len(t.seconds) == 2 for t in found.values())
+    what, plain, fast, times = variants_speed.line("energy", found)
+    assert plain.startswith("plain ") and fast.startswith("as it is ") and float(times) > 0
+
+
+def test_both_layouts_are_timed() -> None:
+    sets = ["train.batch_size=4", "width=8", "latent=4"]
+    found = variants_speed.layouts("mmvae", "quick", sets, "wall", warmup=0, repeats=1)
+    assert list(found) == ["as they come", "channels last"]
+
+
+@pytest.mark.parametrize("case", ["mvae", "mmvae K=1 dreg", "mmvaeplus K=1 iwae"])
+def test_both_libraries_are_timed(case: str) -> None:
+    pytest.importorskip("multivae", reason="needs MultiVae: pip install '.[peers]'")
+    import peers_speed
+
+    found = peers_speed.compare(case, 2, "fp32", "processor", warmup=0, repeats=1)
+    assert found.ours.median > 0 and found.theirs.median > 0 and found.speed > 0
+
+
+def test_every_command_of_the_page_is_one_of_ours() -> None:
+    """Options and scripts exist; the commands themselves take minutes."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    assert lines
+    for line in lines:
+        words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\d+", word)]
+        if words[0] == "python":
+            assert (ROOT / words[1]).is_file(), line
+        elif words == ["bench", "--help"]:
+            continue
+        elif words[0] == "bench":
+            command = cli.commands[words[1]]
+            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+            assert {word for word in words[2:] if word.startswith("--")} <= known, line
+        else:
+            assert words[:2] == ["pip", "install"], line

@@ -1,0 +1,99 @@
+"""What was tried for speed, beside what it would replace, in turns in one process.
+
+    python tests/variants_speed.py
+
+Energy: forward and input-gradient pass of `ours`' energy network as it is (pooled stride-2 kernels, one
+convolution for all stems) and in its plain form (every convolution and pooling by itself). Channels last:
+a whole training step with weights and batch laid out so, and as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import click
+import torch
+from speed_data import CPU, PICTURES, tuples
+from test_parts_energy import plain_energy
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from bench.benchmark_step import Subject, subject, training_steps
+from bench.config import resolve
+from bench.listing import columns
+from bench.timing import CLOCKS, Timing, alternate
+from methods.parts.langevin import frozen
+from methods.parts.networks.energy import JointEnergy
+
+Energy = Callable[[dict[str, Tensor]], Tensor]
+
+
+def input_gradient(energy: Energy, x: dict[str, Tensor]) -> None:
+    leaves = {name: image.detach().requires_grad_() for name, image in x.items()}
+    torch.autograd.grad(energy(leaves).sum(), list(leaves.values()))
+
+
+def energies(
+    width: int, stem: int, stride: int, batch_size: int, clock: str, warmup: int, repeats: int
+) -> dict[str, Timing]:
+    """Ten passes of both forms of the energy network at one batch, spectral norms computed once."""
+    net = JointEnergy(PICTURES, width, stem, stride)
+    x = {name: 2 * image - 1 for name, image in tuples(batch_size).batch(slice(None)).items()}
+
+    def passes(energy: Energy) -> Callable[[], None]:
+        def run() -> None:
+            with frozen(net), parametrize.cached():
+                for _ in range(10):
+                    input_gradient(energy, x)
+
+        return run
+
+    calls = {"plain": passes(lambda leaves: plain_energy(net, leaves, (2, 2, 2, 2))), "as it is": passes(net)}
+    return alternate(calls, CPU, warmup, repeats, clock)
+
+
+def channels_last(s: Subject) -> Subject:
+    """The same with weights and pictures laid out channels last."""
+    s.method.to(memory_format=torch.channels_last)
+    batch = {name: t.contiguous(memory_format=torch.channels_last) for name, t in s.batch.items()}
+    return Subject("channels last", s.config, s.method, batch, s.train, s.device)
+
+
+def layouts(
+    method: str, preset: str, sets: Sequence[str], clock: str, warmup: int, repeats: int
+) -> dict[str, Timing]:
+    """The last stage's training step in both layouts."""
+    config = resolve(method, "polydigits", preset, sets)
+    train = tuples(config.train.batch_size)
+    usual = subject("as they come", config, train, CPU)
+    last = channels_last(subject("", config, train, CPU))
+    with training_steps(usual) as one, training_steps(last) as other:
+        calls = {"as they come": [*one.values()][-1], "channels last": [*other.values()][-1]}
+        return alternate(calls, CPU, warmup, repeats, clock)
+
+
+def line(what: str, found: dict[str, Timing]) -> list[str]:
+    (first, before), (second, after) = found.items()
+    times = f"{before.median / after.median:.2f}"
+    return [what, f"{first} {before.median:.4g} s", f"{second} {after.median:.4g} s", times]
+
+
+@click.command()
+@click.option("--clock", type=click.Choice(list(CLOCKS)), default="processor", show_default=True)
+@click.option("--warmup", default=1, show_default=True)
+@click.option("--repeats", default=5, show_default=True)
+def main(**how) -> None:
+    """Print every pair and how many times as fast the second is."""
+    rows = [["", "first", "second", "1st / 2nd"]]
+    for preset, *form in (("quick", 32, 8, 2, 64), ("fair", 64, 16, 1, 64)):
+        what = f"energy network of {preset}, batch {form[-1]}"
+        rows.append(line(what, energies(*form, **how)))
+    for method, preset in (("ours", "quick"), ("mmvae", "fair")):
+        for precision in ("fp32", "bf16"):
+            found = layouts(method, preset, [f"train.precision={precision}"], **how)
+            rows.append(line(f"step of {method}, {preset}, {precision}", found))
+    click.echo(f"{torch.get_num_threads()} threads, {how}\n{columns(rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -262,7 +262,7 @@ def cost(style: str, batch_size: int | None, **rest: Any) -> None:  # fmt: skip
     \b
     Examples:
       bench cost --method ours --dataset polymnist --preset fair
-      bench cost --method mmvaeplus --dataset polydigits --preset fair --compare train.precision=bf16
+      bench cost --method mmvaeplus --dataset polydigits --preset paper --compare train.precision=bf16
       bench cost --method mmvae --dataset polydigits --preset quick --compare method=mopoe --format json
       bench cost --method ours --dataset polydigits --preset quick --sweep data_steps=5,10,20,40
     """

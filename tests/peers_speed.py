@@ -3,8 +3,9 @@
     pip install '.[peers]'
     python tests/peers_speed.py --repeats 7
 
-Five 3x28x28 pictures, Net-A, the sizes and settings of the `fair` presets. Both sides make losses, backward
-pass and Adam step, ours as training does, the library's as its trainer does (`torch.optim.Adam` by default).
+Five 3x28x28 pictures, Net-A, the sizes and settings of the `paper` presets of polydigits. Both sides make
+losses, backward pass and Adam step, ours as training does, the library's as its trainer does
+(`torch.optim.Adam` by default).
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class Found:
 
 
 def our_side(case: Case, train: Split, precision: str) -> Subject:
-    """Our method with its `fair` networks, under the settings of the case."""
+    """Our method with its `paper` networks, under the settings of the case."""
     settings = {**case.hyper, "likelihood": "laplace", "likelihood_scale": SCALE}
     sets = [f"{k}={v}" for k, v in settings.items()]
-    config = resolve(case.method, "polydigits", "fair", [*sets, f"train.precision={precision}"])
+    config = resolve(case.method, "polydigits", "paper", [*sets, f"train.precision={precision}"])
     return subject(case.method, config, train, CPU, len(train))
 
 

@@ -85,10 +85,10 @@ def line(what: str, found: dict[str, Timing]) -> list[str]:
 def main(**how) -> None:
     """Print every pair and how many times as fast the second is."""
     rows = [["", "first", "second", "1st / 2nd"]]
-    for preset, *form in (("quick", 32, 8, 2, 64), ("fair", 64, 16, 1, 64)):
+    for preset, *form in (("quick", 32, 8, 2, 64), ("wide", 64, 16, 1, 64)):
         what = f"energy network of {preset}, batch {form[-1]}"
         rows.append(line(what, energies(*form, **how)))
-    for method, preset in (("ours", "quick"), ("mmvae", "fair")):
+    for method, preset in (("ours", "quick"), ("mmvae", "paper")):
         for precision in ("fp32", "bf16"):
             found = layouts(method, preset, [f"train.precision={precision}"], **how)
             rows.append(line(f"step of {method}, {preset}, {precision}", found))

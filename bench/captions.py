@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.drawing import seeded, serves
+from bench.drawing import seeded, serves, spread
 from bench.errors import UsageError
 from bench.grids import GRID_DPI, PAGE, Words, picture
 from bench.style import save, styled
@@ -161,13 +161,6 @@ def draw_captioned(
 
 def _strip(pictures: Tensor, tokens: Tensor, words: Words, heading: str) -> Strip:
     return Strip(pictures.cpu().unbind(), [words(row) or "(empty)" for row in tokens.cpu()], heading)
-
-
-def spread(split: Split, count: int) -> Tensor:
-    """Positions of `count` tuples spread over a split, the same for every method."""
-    import torch
-
-    return torch.linspace(0, len(split) - 1, min(count, len(split))).long()
 
 
 def pictures_of_captions(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from bench.significance import Evidence
 
 State = Literal["value", "missing", "n/a", "collapsed", "failed", "diverged", "running", "none", "same"]
 WORDS: dict[str, str] = {"none": "-", "same": '"'}
@@ -58,7 +60,8 @@ def short_count(value: float) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell. `low`, `high`: 95 % interval; `seeds`: runs behind the value; `note`: why there is none."""
+    """One cell. `low`, `high`: 95 % interval; `seeds`: runs behind the value; `note`: why there is none;
+    `evidence`: what tells a difference to another cell from noise; `rankable`: whether it may be best."""
 
     state: State = "none"
     value: float | None = None
@@ -69,6 +72,7 @@ class Cell:
     best: bool = False
     rankable: bool = True
     note: str = ""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     def text(self, column: Column, interval: bool = True) -> str:
         """The cell as plain text, `0.594 ± 0.012`; the half width is that of the interval."""
@@ -136,22 +140,6 @@ class Table:
                 return column
         raise KeyError(key)
 
-    def mark_best(self, at_least: int = 2) -> None:
-        """Mark the best value of every column that has a direction and `at_least` values, not all equal.
-
-        Cells that may not be ranked (collapsed samplers, costs from other hardware) never win.
-        """
-        for column in self.columns:
-            cells = [row.cells[column.key] for row in self.rows if column.key in row.cells]
-            values = [cell.value for cell in cells if _ranks(cell)]
-            if not column.better or len(values) < at_least or math.isclose(max(values), min(values)):
-                continue
-            best = max(values) if column.better == "higher" else min(values)
-            for row in self.rows:
-                cell = row.cells.get(column.key)
-                if cell is not None and _ranks(cell) and math.isclose(cell.value, best, rel_tol=1e-9):
-                    row.cells[column.key] = replace(cell, best=True)
-
     def long(self) -> list[dict[str, Any]]:
         """One dictionary per cell: the tidy form behind the CSV."""
         fixed = {
@@ -182,10 +170,6 @@ class Table:
             for column in self.columns
             for cell in (self.cell(row, column),)
         ]
-
-
-def _ranks(cell: Cell) -> bool:
-    return cell.state == "value" and cell.rankable and cell.value is not None
 
 
 def span(numbers: Iterable[int]) -> str:

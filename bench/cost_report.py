@@ -12,10 +12,11 @@ import torch
 from bench.benchmark_step import Peak, StageSteps, Subject, peak_of, shares, training_steps
 from bench.build import parameter_counts
 from bench.ceiling import ConvolutionLog, Work, convolution_work, matrix_product
-from bench.costing import draw_call, overhead, sampler_tasks
+from bench.costing import overhead, sampler_tasks
 from bench.device import autocast
 from bench.layers import ChainStep, Passes, chain_steps, step_passes
 from bench.randomness import derive, forked
+from bench.sampling_cost import draw_call
 from bench.timing import Timing, alternate, weighted
 from metrics.cost import count_flops
 

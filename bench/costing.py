@@ -13,7 +13,7 @@ from bench.device import autocast
 from bench.generate import Draw, Usage, skipped
 from bench.optimise import losses_of, only, stage_groups
 from bench.randomness import derive, forked
-from bench.sampling_cost import protocol_scores, sampling
+from bench.sampling_cost import draw_call, protocol_scores, sampling
 from datasets.spec import Batch, Split, UserError
 from methods.base import Method, Progress, Stage
 from metrics.cost import (
@@ -141,17 +141,6 @@ def sampler_tasks(method: Method, samplers: Sequence[str] | None = None) -> list
         for task in ("joint", "cross")
         if task in tasks and task not in missing and (samplers is None or sampler in samplers)
     ]
-
-
-def draw_call(
-    method: Method, train: Split, sampler: str, task: str, n: int, targets: Sequence[str] | None = None
-) -> Callable[[], Batch]:
-    """A call that draws `n` tuples: of all modalities, or `targets` given the first one."""
-    names = method.spec.names
-    if task == "joint":
-        return lambda: method.joint_generate(n, sampler)
-    given = {names[0]: train.batch(slice(0, n))[names[0]].to(method.device)}
-    return lambda: method.cross_generate(given, targets or names, sampler)
 
 
 def overhead(

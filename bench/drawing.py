@@ -11,10 +11,19 @@ from bench.figure import plot_chain
 from bench.grids import Words, plot_grid_cross, plot_grid_joint, plot_interpolation
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from datasets.spec import Split
     from methods.base import Method
 
 T = TypeVar("T")
+
+
+def spread(split: Split, count: int) -> Tensor:
+    """Positions of at most `count` tuples of a figure, evenly over a split, the same for every method."""
+    import torch
+
+    return torch.linspace(0, len(split) - 1, min(count, len(split))).long()
 
 
 def seeded(method: Method, seed: int, draw: Callable[[], T]) -> T:
@@ -74,11 +83,9 @@ def draw_cross(
     words: Words | None = None,
 ) -> list[Path]:
     """Figure 10: every modality alone as the condition, `columns` tuples of `split` spread over it."""
-    import torch
 
     sampler = serves(method, sampler, "cross")
-    index = torch.linspace(0, len(split) - 1, min(columns, len(split))).long()
-    batch = {name: cells.to(method.device) for name, cells in split.batch(index).items()}
+    batch = {name: cells.to(method.device) for name, cells in split.batch(spread(split, columns)).items()}
     draws = {}
     for name in method.spec.names:
         given, targets = {name: batch[name]}, [other for other in method.spec.names if other != name]
@@ -175,10 +182,9 @@ def draw_chains(
 
     Raises UsageError for a method without chains, or without one of `kinds`.
     """
-    import torch
 
     check_kinds(method, kinds)
-    index = torch.linspace(0, len(split) - 1, min(n, len(split))).long()
+    index = spread(split, n)
     batch = {name: cells.to(method.device) for name, cells in split.batch(index).items()}
     written: list[Path] = []
     for kind in kinds or method.chains:

@@ -92,8 +92,8 @@ def _bound_text(family: str, value: float) -> str:
     return f"{value:.2f}" if family in DISTANCES else f"{value:.4f}" if family == "kid" else f"{value:.3f}"
 
 
-def result_notes(group: Group, table: Table, unjudged: Sequence[str] = ()) -> list[str]:
-    """How intervals were made, what failed, what the states in the cells mean."""
+def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[str]:
+    """How intervals were made, what the `marks` mean, what failed, what the states in the cells mean."""
     notes = []
     seeds = {len(result.seeds) for result in group.results if result.runs}
     if seeds and min(seeds) == 1:
@@ -105,16 +105,7 @@ def result_notes(group: Group, table: Table, unjudged: Sequence[str] = ()) -> li
         if len({trained_code(run.record) for run in result.runs}) > 1:
             notes.append(f"The seeds of {result.label} were trained with different versions of its code.")
     states = {cell.state for row in table.rows for cell in row.cells.values()}
-    if any(cell.best for row in table.rows for cell in row.cells.values()):
-        notes.append(
-            "Marked are the best mean of a column and what differs from it by noise only (95 %, paired over "
-            "seeds and test tuples)."
-        )
-    if unjudged:
-        notes.append(
-            f"{', '.join(unjudged)}: rows of one seed without an interval, so nothing says which differences "
-            "are noise; the best mean alone is marked."
-        )
+    notes += marks
     if seeds == {1}:
         notes.append("One seed each: no interval here holds the difference between seeds.")
     if "same" in states:

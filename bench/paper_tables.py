@@ -13,6 +13,7 @@ from bench.measured import NOT_ASKED, captioned, measured_columns, unasked
 from bench.reference import SUITE, reference
 from bench.registry import method_names
 from bench.sheets import Line, Sheet, choose, lines_of, sheet_commands, sheet_notes
+from bench.significance import evidence, mark_best
 from bench.summary import Estimate, Query, Run, collapsed_runs, estimate
 from bench.table import (
     empty_columns,
@@ -63,7 +64,7 @@ def paper_table(
             before = [other.group.key for other in sheets[:number] if other.group]
             fresh = sheet.group is None or sheet.group.key not in before
             _fill(table, sheet, list(keys), known, fresh)
-    table.mark_best()
+    table.notes += mark_best(table)
     _finish(table, sheets, known)
     return table
 
@@ -231,7 +232,7 @@ def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> t
         tasks = {score.task for score in drawn if not sampler or score.sampler == sampler}
         serves = not tasks or not query.task or query.task in tasks
         return Cell("missing" if serves else "none"), None
-    cell = estimate_cell(found)
+    cell = replace(estimate_cell(found), evidence=evidence(result.runs, query, sampler or ""))
     collapsed = collapsed_runs(result.runs, sampler or "")
     if collapsed:
         cell = replace(cell, rankable=False)

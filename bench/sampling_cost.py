@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from bench.device import autocast
 from bench.randomness import derive, forked
-from datasets.spec import Split
+from datasets.spec import Batch, Split
 from methods.base import Method
 from metrics.cost import cost_score, timed_call
 from metrics.protocol import Score
@@ -42,7 +41,7 @@ def protocol_scores(
     `joint` draws unconditional tuples, `cross` all others given the first modality. Where the budget pays for
     less, the attribute of the scores says what was done.
     """
-    call = _draw(method, sampler, task, train, SAMPLED, device)
+    call = draw_call(method, train, sampler, task, SAMPLED, method.spec.names[1:])
     with sampling(method, device, precision):
         timing = timed_call(call, device, BUDGET.get(device.type, BUDGET["cpu"]))
     key = {"task": task, "sampler": sampler, "attribute": f"batch {SAMPLED}, {timing.text}"}
@@ -52,14 +51,17 @@ def protocol_scores(
     ]
 
 
-def _draw(
-    method: Method, sampler: str, task: str, train: Split, n: int, device: torch.device
-) -> Callable[[], Any]:
-    """A call that draws `n` tuples; those given are training tuples, repeated where there are fewer."""
+def draw_call(
+    method: Method, train: Split, sampler: str, task: str, n: int, targets: Sequence[str] | None = None
+) -> Callable[[], Batch]:
+    """A call that draws `n` tuples: of all modalities, or `targets` (None: all) given the first one.
+
+    Those given are training tuples, repeated where there are fewer.
+    """
     names = method.spec.names
     if task == "joint":
         return lambda: method.joint_generate(n, sampler)
     rows = torch.arange(n) % len(train)
     stored = train.batch(rows.to(next(iter(train.stored.values())).device))
-    given = {names[0]: stored[names[0]].to(device)}
-    return lambda: method.cross_generate(given, names[1:] or names, sampler)
+    given = {names[0]: stored[names[0]].to(method.device)}
+    return lambda: method.cross_generate(given, targets or names, sampler)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.cells import Cell, Column, Table
+from bench.cells import Cell, Table
 from bench.summary import Query, Run
 
 Floats = NDArray[np.float64]
@@ -104,36 +104,49 @@ def _design_effect(e: Evidence, seed: int) -> float:
     return max(1.0, (e.halves[seed] / naive) ** 2) if naive and seed in e.halves else 1.0
 
 
-def mark_best(table: Table, known: Mapping[tuple[str, str], Evidence]) -> list[str]:
+def mark_best(table: Table) -> list[str]:
     """Mark the best mean of every column, and what differs from it by noise only; nothing if all do.
 
-    known: (row label, column key) -> evidence. Returns the titles of the columns of quality in which some
-    difference cannot be judged, since there is one seed and no interval.
+    Cells that may not be ranked (collapsed samplers, costs from other hardware) never win. Returns sentences
+    for the foot of the table: what a mark means, and where nothing says what is noise.
     """
-    unjudged = []
+    unjudged, marked = [], False
     for column in table.columns:
         cells = {row.label: row.cells[column.key] for row in table.rows if column.key in row.cells}
-        ranked = {label: cell for label, cell in cells.items() if _ranks(cell)}
+        ranked = {
+            name: c for name, c in cells.items() if c.state == "value" and c.rankable and c.value is not None
+        }
         if not column.better or len(ranked) < 2:
             continue
         best = (max if column.better == "higher" else min)(ranked, key=lambda name: ranked[name].value)
-        halves = {name: _half(known, best, name, column) for name in ranked if name != best}
+        halves = {name: _half(ranked[best], cell) for name, cell in ranked.items() if name != best}
         gaps = {name: abs(ranked[name].value - ranked[best].value) for name in halves}
         tied = [name for name, half in halves.items() if gaps[name] <= (half or 0.0) + 1e-12]
         if len(tied) + 1 == len(ranked):
             continue
-        if column.group == "quality" and any(half is None for half in halves.values()):
+        marked = True
+        if column.origin == "measured" and column.group != "cost" and None in halves.values():
             unjudged.append(column.title)
         for row in table.rows:
             if row.label in (best, *tied):
                 row.cells[column.key] = replace(row.cells[column.key], best=True)
-    return unjudged
+    return _notes(marked, unjudged)
 
 
-def _ranks(cell: Cell) -> bool:
-    return cell.state == "value" and cell.rankable and cell.value is not None
+def _half(one: Cell, other: Cell) -> float | None:
+    return half_width(one.evidence, other.evidence) if one.evidence and other.evidence else None
 
 
-def _half(known: Mapping[tuple[str, str], Evidence], one: str, other: str, column: Column) -> float | None:
-    first, second = known.get((one, column.key)), known.get((other, column.key))
-    return half_width(first, second) if first and second else None
+def _notes(marked: bool, unjudged: Sequence[str]) -> list[str]:
+    notes = []
+    if marked:
+        notes.append(
+            "Marked are the best mean of a column and what differs from it by noise only (95 %, paired over "
+            "seeds and test tuples)."
+        )
+    if unjudged:
+        notes.append(
+            f"{', '.join(dict.fromkeys(unjudged))}: rows of one seed without an interval, so nothing says "
+            "which differences are noise; the best mean alone is marked."
+        )
+    return notes

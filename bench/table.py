@@ -13,7 +13,7 @@ from bench.footer import collapse_note, data_notes, machine_text, plan_text, res
 from bench.matching import is_ablation
 from bench.reference import reference
 from bench.registry import method_names
-from bench.significance import Evidence, evidence, mark_best
+from bench.significance import evidence, mark_best
 from bench.summary import (
     Estimate,
     Group,
@@ -143,13 +143,8 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
             "plan": plan_text(group.key.plan),
         },
     )
-    known: dict[tuple[str, str], Evidence] = {}
     for index, measure in enumerate(measures):
         estimates = [_estimate(result, sampler, measure) for result, sampler, _ in lines]
-        for result, sampler, label in lines:
-            found = evidence(result.runs, measure.query, sampler if measure.per_sampler else "")
-            if found is not None:
-                known[label, measure.column.key] = found
         cells = [
             _cell(result, sampler, measure, found)
             for (result, sampler, _), found in zip(lines, estimates, strict=True)
@@ -162,8 +157,8 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
     for result, sampler, label in lines:
         _never_best_if_collapsed(table.row(label), result, sampler)
     one_machine(table, group)
-    unjudged = mark_best(table, known)
-    table.notes = data_notes(group) + result_notes(group, table, unjudged)
+    marks = mark_best(table)
+    table.notes = data_notes(group) + result_notes(group, table, marks)
     if aside:
         count = sum(len(result.runs) for result in aside)
         table.notes.append(f"Ablations, {count} runs: `bench table ablations`, `bench table 3`, `9`.")
@@ -235,7 +230,8 @@ def _cell(result: Result, sampler: str, measure: Measure, found: Estimate | None
         tasks = {s.task for run in result.runs for s in run.scores if s.sampler == sampler}
         serves = not measure.per_sampler or measure.query.task in tasks
         return Cell("missing" if serves else "none")
-    return estimate_cell(found)
+    known = evidence(result.runs, measure.query, sampler if measure.per_sampler else "")
+    return replace(estimate_cell(found), evidence=known)
 
 
 def estimate_cell(found: Estimate) -> Cell:

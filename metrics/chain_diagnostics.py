@@ -12,6 +12,7 @@ from arviz_stats.base import array_stats
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metrics.chains import over_chains
 from metrics.protocol import Score
 
 
@@ -30,22 +31,14 @@ def step_scores(kind: str, trace: Trace) -> list[Score]:
 
     Both with a normal 95 % interval over chains. A chain without noise has no acceptance.
     """
-    found = [_mean_score("chain_displacement", kind, trace.displacement[-1], trace)]
+    steps = len(trace.energies) - 1
+    found = [over_chains("chain_displacement", kind, trace.displacement[-1], steps)]
     if trace.acceptance is None:
         reason = "the chain has no noise, so Metropolis and Hastings have no ratio for it"
         found.append(Score("chain_acceptance", None, 0, "", task="chain", attribute=kind, unavailable=reason))
     else:
-        found.append(_mean_score("chain_acceptance", kind, trace.acceptance.mean(0), trace))
+        found.append(over_chains("chain_acceptance", kind, trace.acceptance.mean(0), steps))
     return found
-
-
-def _mean_score(metric: str, kind: str, each: Tensor, trace: Trace) -> Score:
-    each = each.double()
-    mean, n = float(each.mean()), each.numel()
-    half = 1.96 * float(each.std(unbiased=True)) / n**0.5 if n > 1 else None
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    steps = len(trace.energies) - 1
-    return Score(metric, mean, n, "", task="chain", steps=steps, attribute=kind, low=low, high=high)
 
 
 def quantities(trace: Trace) -> dict[str, NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cooperative_support import ENERGY, SMALL
 from torch.distributions import Normal
 
 from bench.config import resolve
@@ -19,16 +20,6 @@ from methods.parts.langevin import langevin
 from methods.parts.latents import Diagonal
 
 SPEC = DataSpec(tuple(Modality(f"m{i}", "image", (3, 12, 12)) for i in range(3)))
-ENERGY = dict(energy_width=8, stem_width=4, data_steps=3)
-SMALL = dict(
-    **ENERGY,
-    network="cnn",
-    width=4,
-    latent=5,
-    latent_steps=4,
-    latent_step_size=0.01,
-    latent_noise=0.01,
-)
 REVISION = Progress("revision", 1, 10)
 SEPARATE = [IndepGenerators, IndepInference]
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cooperative_support import SMALL
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from datasets.spec import DataSpec, Modality
@@ -19,17 +20,6 @@ from methods.parts.latents import Diagonal, Expert
 from methods.parts.networks.energy import JointEnergy
 
 SPEC = DataSpec(tuple(Modality(f"m{i}", "image", (3, 12, 12)) for i in range(3)))
-SMALL = dict(
-    network="cnn",
-    width=4,
-    latent=5,
-    energy_width=8,
-    stem_width=4,
-    data_steps=3,
-    latent_steps=4,
-    latent_step_size=0.01,
-    latent_noise=0.01,
-)
 REVISION = Progress("revision", 1, 10)
 
 

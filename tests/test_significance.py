@@ -75,9 +75,17 @@ def test_means_over_cells_leave_larger_subsets_out() -> None:
     assert tuple_means(cells, "coherence_joint/ebm/") is None
 
 
-def table(values: dict[str, float], better: str = "higher", group: str = "quality") -> Table:
+def table(
+    values: dict[str, float],
+    known: dict[str, Evidence] | None = None,
+    better: str = "higher",
+    group: str = "quality",
+) -> Table:
     column = Column("c", "coherence", better, "fraction", group)
-    rows = [Row(name, name, cells={"c": Cell("value", v, seeds=3)}) for name, v in values.items()]
+    rows = [
+        Row(name, name, cells={"c": Cell("value", v, seeds=3, evidence=(known or {}).get(name))})
+        for name, v in values.items()
+    ]
     return Table("t", [column], rows)
 
 
@@ -87,30 +95,37 @@ def marked(t: Table) -> list[str]:
 
 def test_what_noise_explains_is_marked_too() -> None:
     known = {
-        ("a", "c"): Evidence({0: 0.50, 1: 0.52, 2: 0.51}),
-        ("b", "c"): Evidence({0: 0.49, 1: 0.53, 2: 0.50}),
-        ("far", "c"): Evidence({0: 0.10, 1: 0.12, 2: 0.11}),
+        "a": Evidence({0: 0.50, 1: 0.52, 2: 0.51}),
+        "b": Evidence({0: 0.49, 1: 0.53, 2: 0.50}),
+        "far": Evidence({0: 0.10, 1: 0.12, 2: 0.11}),
     }
-    t = table({"a": 0.51, "b": 0.5067, "far": 0.11})
-    assert mark_best(t, known) == [] and marked(t) == ["a", "b"]
+    t = table({"a": 0.51, "b": 0.5067, "far": 0.11}, known)
+    (said,) = mark_best(t)
+    assert marked(t) == ["a", "b"] and said.startswith("Marked are the best mean")
 
 
 def test_where_no_row_stands_out_none_is_marked() -> None:
-    known = {("a", "c"): Evidence({0: 0.5, 1: 0.6}), ("b", "c"): Evidence({0: 0.6, 1: 0.5})}
-    t = table({"a": 0.55, "b": 0.55})
-    assert mark_best(t, known) == [] and marked(t) == []
+    known = {"a": Evidence({0: 0.5, 1: 0.6}), "b": Evidence({0: 0.6, 1: 0.5})}
+    t = table({"a": 0.55, "b": 0.55}, known)
+    assert mark_best(t) == [] and marked(t) == []
 
 
 def test_what_cannot_be_judged_is_named_and_the_best_mean_marked() -> None:
-    known = {("a", "c"): Evidence({0: 500.0}), ("b", "c"): Evidence({0: 400.0})}
-    t = table({"a": 500.0, "b": 400.0}, better="lower")
-    assert mark_best(t, known) == ["coherence"] and marked(t) == ["b"]
-    t = table({"a": 500.0, "b": 400.0}, better="lower", group="cost")
-    assert mark_best(t, known) == [] and marked(t) == ["b"]
+    known = {"a": Evidence({0: 500.0}), "b": Evidence({0: 400.0})}
+    t = table({"a": 500.0, "b": 400.0}, known, better="lower")
+    assert "coherence: rows of one seed" in mark_best(t)[1] and marked(t) == ["b"]
+    t = table({"a": 500.0, "b": 400.0}, known, better="lower", group="cost")
+    assert len(mark_best(t)) == 1 and marked(t) == ["b"]
+
+
+def test_equal_values_share_the_mark_without_evidence() -> None:
+    t = table({"a": 1.0, "b": 1.0, "c": 11.0}, better="lower", group="cost")
+    mark_best(t)
+    assert marked(t) == ["a", "b"]
 
 
 def test_collapsed_rows_are_not_ranked() -> None:
     t = table({"a": 0.9, "b": 0.5, "c": 0.1})
     t.rows[0].cells["c"] = Cell("collapsed", 0.9, rankable=False)
-    mark_best(t, {})
+    mark_best(t)
     assert marked(t) == ["b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from cooperative_support import SMALL
 
 from datasets.spec import DataSpec, Modality
 from methods.base import Progress
@@ -20,17 +21,6 @@ SPEC = DataSpec(
     )
 )
 CUB = DataSpec((Modality("image", "image", (3, 64, 64)), Modality("caption", "text", (32,), vocabulary=1590)))
-SMALL = dict(
-    network="cnn",
-    width=4,
-    latent=5,
-    energy_width=8,
-    stem_width=4,
-    data_steps=3,
-    latent_steps=4,
-    latent_step_size=0.01,
-    latent_noise=0.01,
-)
 REVISION = Progress("revision", 1, 10)
 COOPERATIVE = [Ours, OursW, IndepGenerators, IndepInference]
 

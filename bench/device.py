@@ -13,19 +13,22 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError
+from bench.memory import keep_freed_memory
 from datasets.spec import Batch, Split
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`.
 
+    On a CPU the process keeps the memory that it frees from then on (`keep_freed_memory`).
     Raises UsageError for another name or a device that this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(f"no device '{name}'; choose auto, cpu, cuda or cuda:N")
     if name == "cpu":
+        keep_freed_memory()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UsageError(f"device '{name}' is not there, torch sees no CUDA device; use --device cpu")

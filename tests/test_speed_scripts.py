@@ -10,6 +10,7 @@ import pytest
 import variants_speed
 
 from bench.cli import cli
+from methods.parts.networks.upsampling import DoublingConv
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -26,6 +27,18 @@ def test_both_layouts_are_timed() -> None:
     sets = ["train.batch_size=4", "width=8", "latent=4"]
     found = variants_speed.layouts("mmvae", "quick", sets, "wall", warmup=0, repeats=1)
     assert list(found) == ["as they come", "channels last"]
+
+
+def test_both_decoders_are_timed_and_the_fast_one_stays() -> None:
+    fast, sets = DoublingConv.forward, ["train.batch_size=4", "width=8", "latent=4"]
+    found = variants_speed.decoders("mmvae", "quick", sets, "wall", warmup=0, repeats=1)
+    assert list(found) == ["torch's", "as it is"] and DoublingConv.forward is fast
+
+
+def test_memory_is_timed_before_and_after() -> None:
+    sets = ["train.batch_size=4", "width=8", "latent=4"]
+    found = variants_speed.kept_memory("mmvae", "quick", sets, "wall", warmup=0, repeats=1)
+    assert list(found) == ["given back", "kept"]
 
 
 @pytest.mark.parametrize("case", ["mvae", "mmvae K=1 dreg", "mmvaeplus K=1 iwae"])

@@ -4,7 +4,9 @@
 
 Energy: forward and input-gradient pass of `ours`' energy network as it is (pooled stride-2 kernels, one
 convolution for all stems) and in its plain form (every convolution and pooling by itself). Channels last:
-a whole training step with weights and batch laid out so, and as they come.
+a whole training step with weights and batch laid out so, and as they come. Decoder: a step with torch's
+transposed convolutions, and with `DoublingConv`. Memory: a step where glibc gives every large block back to
+the system, and where the process keeps it; the first comes before all else, since there is no way back.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import click
 import torch
+import torch.nn.functional as F
 from speed_data import CPU, PICTURES, tuples
 from test_parts_energy import plain_energy
 from torch import Tensor
@@ -21,9 +24,11 @@ from torch.nn.utils import parametrize
 from bench.benchmark_step import Subject, subject, training_steps
 from bench.config import resolve
 from bench.listing import columns
+from bench.memory import keep_freed_memory
 from bench.timing import CLOCKS, Timing, alternate
 from methods.parts.langevin import frozen
 from methods.parts.networks.energy import JointEnergy
+from methods.parts.networks.upsampling import DoublingConv
 
 Energy = Callable[[dict[str, Tensor]], Tensor]
 
@@ -72,6 +77,41 @@ def layouts(
         return alternate(calls, CPU, warmup, repeats, clock)
 
 
+def torchs_own(self: DoublingConv, x: Tensor) -> Tensor:
+    """What `DoublingConv` replaces."""
+    return F.conv_transpose2d(x, self.weight, self.bias, 2, 1, self.output_padding)
+
+
+def decoders(
+    method: str, preset: str, sets: Sequence[str], clock: str, warmup: int, repeats: int
+) -> dict[str, Timing]:
+    """The last stage's training step with either transposed convolution."""
+    config = resolve(method, "polydigits", preset, sets)
+    with training_steps(subject("", config, tuples(config.train.batch_size), CPU)) as steps:
+        step, fast = [*steps.values()][-1], DoublingConv.forward
+
+        def plain() -> None:
+            DoublingConv.forward = torchs_own
+            try:
+                step()
+            finally:
+                DoublingConv.forward = fast
+
+        return alternate({"torch's": plain, "as it is": step}, CPU, warmup, repeats, clock)
+
+
+def kept_memory(
+    method: str, preset: str, sets: Sequence[str], clock: str, warmup: int, repeats: int
+) -> dict[str, Timing]:
+    """The last stage's training step before and after the process keeps freed memory; once per process."""
+    config = resolve(method, "polydigits", preset, sets)
+    with training_steps(subject("", config, tuples(config.train.batch_size), CPU)) as steps:
+        step = [*steps.values()][-1]
+        before = alternate({"given back": step}, CPU, warmup, repeats, clock)
+        keep_freed_memory()
+        return before | alternate({"kept": step}, CPU, warmup, repeats, clock)
+
+
 def line(what: str, found: dict[str, Timing]) -> list[str]:
     (first, before), (second, after) = found.items()
     times = f"{before.median / after.median:.2f}"
@@ -85,6 +125,9 @@ def line(what: str, found: dict[str, Timing]) -> list[str]:
 def main(**how) -> None:
     """Print every pair and how many times as fast the second is."""
     rows = [["", "first", "second", "1st / 2nd"]]
+    rows.append(line("step of mmvae, paper, memory", kept_memory("mmvae", "paper", [], **how)))
+    for method, preset in (("mmvae", "quick"), ("mmvae", "paper"), ("ours", "quick"), ("moe_ebm", "quick")):
+        rows.append(line(f"step of {method}, {preset}, decoder", decoders(method, preset, [], **how)))
     for preset, *form in (("quick", 32, 8, 2, 64), ("wide", 64, 16, 1, 64)):
         what = f"energy network of {preset}, batch {form[-1]}"
         rows.append(line(what, energies(*form, **how)))

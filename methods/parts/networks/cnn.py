@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.parts.networks.common import at_least_float32, folded
+from methods.parts.networks.upsampling import DoublingConv
 
 
 def halvings(height: int, width: int) -> list[tuple[int, int]]:
@@ -73,9 +74,7 @@ class CnnDecoder(nn.Module):
             (h, w), (up_h, up_w) = sizes[stage], sizes[stage - 1]
             # A stride-2 transposed 3x3 turns n into 2n - 1; the extra row or column restores even sizes.
             extra = (up_h - (2 * h - 1), up_w - (2 * w - 1))
-            layers.append(
-                nn.ConvTranspose2d(down[stage], down[stage - 1], 3, stride=2, padding=1, output_padding=extra)
-            )
+            layers.append(DoublingConv(down[stage], down[stage - 1], extra))
         self.convs = nn.ModuleList(layers)
 
     @folded

@@ -33,9 +33,11 @@ class IndepGenerators(SeparateLatents, Cooperative):
     }
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
 
+    def shared_blocks(self) -> tuple[str, ...]:
+        return tuple(f"z.{name}" for name in self.spec.names)
+
     def prior_draw(self, n: int) -> State:
-        zero = torch.zeros(n, self.latent, device=self.device)
-        return {f"z.{name}": self.prior_of(zero).rsample() for name in self.spec.names}
+        return {block: self.prior_sample(block, n, self.latent) for block in self.shared_blocks()}
 
     def encode(self, given: Batch) -> dict[str, Tensor]:
         experts = self.experts(self.to_model(given))

@@ -8,10 +8,16 @@ Cross generation draws the w_m of missing modalities from the prior.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from datasets.spec import DataSpec
 from methods.parts.cooperative import Cooperative
+from methods.parts.langevin import State
+from methods.parts.latents import Expert
 
 
 class OursW(Cooperative):
@@ -20,6 +26,33 @@ class OursW(Cooperative):
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
     latents = "shared+private"
 
-    def __init__(self, spec: DataSpec, *, latent: int = 32, private: int = 32, **settings: Any) -> None:
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        latent: int = 32,
+        private: int = 32,
+        private_from_prior: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        if not 0 <= private_from_prior <= 1:
+            raise ValueError(f"private_from_prior={private_from_prior} is no share; give one in [0, 1]")
         self.private = private  # first, since the networks are built for it
         super().__init__(spec, latent=latent, **settings)
+        self.private_from_prior = private_from_prior
+
+    def training_start(self, experts: Mapping[str, Expert]) -> tuple[State, Mapping[str, Tensor]]:
+        """In a share of the examples, w_n of all modalities but that of z's expert is a draw of its prior.
+
+        z then has to explain x_n by itself, in the chain and in the generator's loss, as in cross generation
+        (and in the warm start); otherwise w_n takes over what modalities share (METHODS 2.15).
+        """
+        rows = len(next(iter(experts.values())).z.location)
+        chosen = torch.randint(len(experts), (rows,), device=self.device)
+        start = self.first_latents(experts, chosen)
+        crossed = torch.rand(rows, device=self.device) < self.private_from_prior
+        prior, unobserved = self.prior_draw(rows), {}
+        for i, name in enumerate(f"w.{name}" for name in experts):
+            unobserved[name] = crossed & (chosen != i)
+            start[name] = torch.where(unobserved[name].unsqueeze(1), prior[name], start[name])
+        return start, unobserved

@@ -10,7 +10,7 @@ latents alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ from methods.base import Loss, Method, ParamGroup, Progress, Stage
 from methods.parts.chain_health import CHECK_EVERY
 from methods.parts.cooperative_losses import log_mixture, revision_loss, warm_loss
 from methods.parts.cooperative_sampling import CooperativeSampling
+from methods.parts.cooperative_settings import check_settings
 from methods.parts.energy_learning import contrast, to_data, to_model, uniform_images
+from methods.parts.fitted_prior import FittedPriors
 from methods.parts.langevin import State, frozen, langevin
 from methods.parts.latents import Diagonal, Expert, ExpertEncoder
 from methods.parts.likelihoods import categorical_log_prob
@@ -37,35 +39,6 @@ def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     return low + F.softplus(x - low)
 
 
-POSITIVE = ("latent", "width", "energy_width", "stem_width", "stem_stride", "data_step_size",
-            "latent_step_size", "sigma", "lr_energy", "lr_generator", "lr_inference",
-            "warm_rate", "text_scale")  # fmt: skip
-NOT_NEGATIVE = ("energy_penalty", "data_steps", "data_noise", "latent_steps", "latent_noise",
-                "latent_max_drift", "generator_on_data", "generator_on_revised", "inference_on_data",
-                "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta",
-                "text_weight")  # fmt: skip
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError for a setting outside its range, before it costs a run."""
-    for name in POSITIVE:
-        if not settings[name] > 0:
-            raise ValueError(f"{name}={settings[name]} is impossible; give more than 0")
-    for name in NOT_NEGATIVE:
-        if settings[name] < 0:
-            raise ValueError(f"{name}={settings[name]} is impossible; give 0 or more")
-    for name in ("expert_mean", "warm_start"):
-        if not 0 <= settings[name] <= 1:
-            raise ValueError(f"{name}={settings[name]} is no share; give one in [0, 1]")
-    for name in ("beta1", "beta2"):
-        if not 0 <= settings[name] < 1:
-            raise ValueError(f"{name}={settings[name]} is impossible; give one in [0, 1)")
-    if settings["log_variance_low"] >= settings["log_variance_high"]:
-        raise ValueError("log_variance_low must lie below log_variance_high")
-    if settings["temper_energy_loss"] and not settings["data_noise"]:
-        raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")
-
-
 class Cooperative(CooperativeSampling, Method):
     """Energy, generator and inference networks, the chains on them, and how they train.
 
@@ -79,7 +52,8 @@ class Cooperative(CooperativeSampling, Method):
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
-    at `warm_rate` times the learning rates. For data with text: `text_weight` lambda of a caption's
+    at `warm_rate` times the learning rates; `fit_prior` fits a normal prior of z to draws of the posterior
+    (`FittedNormal`). For data with text: `text_weight` lambda of a caption's
     log-likelihood, `text_state` and `text_scale` of the chain (see `text_state`). `energy_head`, see
     `JointEnergy`.
 
@@ -153,6 +127,7 @@ class Cooperative(CooperativeSampling, Method):
         text_state: str = "embedding",
         text_scale: float = 1.0,
         energy_head: str = "linear",
+        fit_prior: bool = False,
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -172,6 +147,7 @@ class Cooperative(CooperativeSampling, Method):
             {m.name: ExpertEncoder(m, latent, self.private, "gaussian", *backbone) for m in spec}
         )
         self.generators = nn.ModuleDict({m.name: build_decoder(m, size, *backbone) for m in spec})
+        self.priors = FittedPriors(self.shared_blocks() if fit_prior else (), latent)
         self.texts = TextStates(self.words(), text_scale, text_state)
         if warm_start < 1:
             form = (energy_width, stem_width, stem_stride, spectral_norm, self.texts.sizes, energy_head)
@@ -214,23 +190,33 @@ class Cooperative(CooperativeSampling, Method):
         log_variance = soft_clamp(2 * q.scale.log(), self.log_variance_low, self.log_variance_high)
         return Diagonal(q.location, (0.5 * log_variance).exp(), self.posterior == "laplace")
 
+    def shared_blocks(self) -> tuple[str, ...]:
+        """The latents whose priors `fit_prior` fits: z."""
+        return ("z",)
+
     def prior_draw(self, n: int) -> State:
         """z ~ p_0(z), w_m ~ p_0(w_m), independent."""
-        shared, own = (
-            self.prior_of(torch.zeros(n, d, device=self.device)) for d in (self.latent, self.private)
-        )
-        private = {f"w.{name}": own.rsample() for name in self.spec.names if self.private}
-        return {"z": shared.rsample(), **private}
+        private = {f"w.{name}": self.private for name in self.spec.names if self.private}
+        return {
+            name: self.prior_sample(name, n, size) for name, size in {"z": self.latent, **private}.items()
+        }
+
+    def prior_sample(self, block: str, n: int, size: int) -> Tensor:
+        """n draws `[n, size]` of the prior of a block of latents."""
+        fitted = self.priors.of(block)
+        if fitted is not None:
+            return fitted.sample(n)
+        return self.prior_of(torch.zeros(n, size, device=self.device)).rsample()
 
     def prior_of(self, like: Tensor) -> Diagonal:
-        """p_0 of a block of latents shaped as `like`."""
+        """The standard prior of a block of latents shaped as `like`."""
         return Diagonal(torch.zeros_like(like), torch.ones_like(like), self.prior == "laplace")
 
-    def posterior_draw(self, experts: Mapping[str, Expert]) -> State:
+    def posterior_draw(self, experts: Mapping[str, Expert], chosen: Tensor | None = None) -> State:
         """z from one expert, chosen per example (P1 Eqn 5); w_m from the expert of its own modality."""
         fixed = {name: e.detach() for name, e in experts.items()}
         own = {f"w.{name}": e.w.rsample() for name, e in fixed.items() if e.w is not None}
-        return {"z": mixture_rsample([e.z for e in fixed.values()]), **own}
+        return {"z": mixture_rsample([e.z for e in fixed.values()], chosen=chosen), **own}
 
     # Where the chains start, what they follow, where they end -------------------------------------
 
@@ -241,16 +227,17 @@ class Cooperative(CooperativeSampling, Method):
             return uniform_images(self.spec, n, self.device) | self.texts.noise(n, self.spec)
         return self.texts.state(self.generate(latent))
 
-    def first_latents(self, experts: Mapping[str, Expert]) -> State:
+    def first_latents(self, experts: Mapping[str, Expert], chosen: Tensor | None = None) -> State:
         """Start of the latent chain: a draw of the inference model, or of the prior in its place."""
-        drawn = self.posterior_draw(experts)
+        drawn = self.posterior_draw(experts, chosen)
         if self.latent_start == "prior":
-            return {name: self.prior_of(block).rsample() for name, block in drawn.items()}
+            return {name: self.prior_sample(name, *block.shape) for name, block in drawn.items()}
         return drawn
 
     def log_prior(self, latent: Mapping[str, Tensor]) -> Tensor:
         """log p_0(z) + sum_m log p_0(w_m) `[B]`."""
-        return torch.stack([self.prior_of(block).log_prob(block) for block in latent.values()]).sum(0)
+        fits = ((block, self.priors.of(name) or self.prior_of(block)) for name, block in latent.items())
+        return torch.stack([prior.log_prob(block) for block, prior in fits]).sum(0)
 
     def log_likelihood(self, x: Mapping[str, Tensor], locations: Mapping[str, Tensor]) -> Tensor:
         """sum_m log N(x_m; G_m, sigma^2 I) + text_weight sum_l log p(word_l) `[B]`, without constants."""
@@ -278,20 +265,38 @@ class Cooperative(CooperativeSampling, Method):
             total = log_prob if total is None else total + log_prob
         return total
 
-    def log_joint_posterior(self, experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor:
+    def training_start(self, experts: Mapping[str, Expert]) -> tuple[State, Mapping[str, Tensor]]:
+        """Start of the latent chain in training, and which private latents `[B]` are unobserved (none)."""
+        return self.first_latents(experts), {}
+
+    def log_joint_posterior(
+        self,
+        experts: Mapping[str, Expert],
+        latent: Mapping[str, Tensor],
+        unobserved: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """log q_f(z, W | X) of a draw `[B]`, P1 Eqn 12; see `log_mixture`."""
-        return log_mixture(experts, latent, self.expert_mean)
+        return log_mixture(experts, latent, self.expert_mean, unobserved)
 
     def revise_latent(
-        self, start: State, x: Batch, steps: int | None = None, record=None
+        self,
+        start: State,
+        x: Batch,
+        steps: int | None = None,
+        record=None,
+        unobserved: Mapping[str, Tensor] | None = None,
     ) -> tuple[State, Tensor]:
         """T Langevin steps on p(z, w | x_S), S the modalities in `x` (P1 Eqn 8 and 17).
 
+        Rows of a block in `unobserved` `[B]` follow their prior alone; z has to explain those pictures.
         Returns the revised latents and the energies `[T, B]` along the chain.
         """
 
         def energy(latent: State) -> Tensor:
-            return -self.log_prior(latent) - self.log_likelihood(x, self.generate(latent, list(x)))
+            seen = dict(latent)
+            for name, rows in (unobserved or {}).items():
+                seen[name] = torch.where(rows.unsqueeze(1), latent[name].detach(), latent[name])
+            return -self.log_prior(latent) - self.log_likelihood(x, self.generate(seen, list(x)))
 
         with frozen(self.generators):
             return langevin(
@@ -370,6 +375,7 @@ class Cooperative(CooperativeSampling, Method):
         if self.warm_start and progress.step == 0:
             # The warm start was an auto-encoding of captions: its words go on as constants.
             self.texts.settle(self.words())
+        self.priors.settle()
         return revision_loss(self, x, check=progress.step % CHECK_EVERY == 0)
 
     def warm_loss(self, x: Batch) -> Loss:

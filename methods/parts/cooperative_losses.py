@@ -33,8 +33,10 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     start = {name: state.detach() for name, state in drawn.items()}
     negatives, energies = model.revise_data(start)
     experts = model.experts(x)
-    revised, latent_energies = model.revise_latent(model.first_latents(experts), x)
+    first, unobserved = model.training_start(experts)
+    revised, latent_energies = model.revise_latent(first, x, unobserved=unobserved)
 
+    model.priors.track(revised)
     reconstructed = model.generate(revised)
     on_data = -model.log_likelihood(x, reconstructed).mean()
     generator = model.generator_on_data * on_data
@@ -43,7 +45,7 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
         on_revised = -model.log_likelihood_of_revised(negatives, drawn).mean()
         generator = generator + model.generator_on_revised * on_revised
 
-    infer_data = -model.log_joint_posterior(experts, revised).mean()
+    infer_data = -model.log_joint_posterior(experts, revised, unobserved).mean()
     inference = model.inference_on_data * infer_data
     if paired:
         observed = model.texts.read(negatives)
@@ -96,6 +98,7 @@ def warm_loss(model: Cooperative, x: Batch) -> Loss:
         if expert.w is not None:
             own[f"w.{name}"] = expert.w.rsample()
         log_q = mixture_log_prob([e.z for e in experts.values()], own["z"])
+        model.priors.track(own)
         kl = log_q + log_private({name: expert}, own) - model.log_prior(own)
         drawn = model.generate(model.prior_draw(len(own["z"])) | own)
         elbo.append(model.log_likelihood(x, drawn) - model.warm_beta * kl)
@@ -103,7 +106,10 @@ def warm_loss(model: Cooperative, x: Batch) -> Loss:
 
 
 def log_mixture(
-    experts: Mapping[str, Expert], latent: Mapping[str, Tensor], mean_share: float = 0.0
+    experts: Mapping[str, Expert],
+    latent: Mapping[str, Tensor],
+    mean_share: float = 0.0,
+    unobserved: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """l = lse_m log q_m(z|x_m) - log M, plus log q_m(w_m|x_m) for private latents (P1 Eqn 12) `[B]`.
 
@@ -114,7 +120,7 @@ def log_mixture(
     if mean_share:
         mean = torch.stack([q.log_prob(latent["z"]) for q in shared]).mean(0)
         log_q = (1 - mean_share) * log_q + mean_share * mean
-    return log_q + log_private(experts, latent)
+    return log_q + log_private(experts, latent, unobserved)
 
 
 def expert_shares(experts: Mapping[str, Expert], z: Tensor) -> dict[str, Tensor]:
@@ -127,7 +133,13 @@ def expert_shares(experts: Mapping[str, Expert], z: Tensor) -> dict[str, Tensor]
     return {f"share.{name}": value for name, value in zip(experts, share, strict=True)}
 
 
-def log_private(experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor | float:
-    """sum_m log q_m(w_m | x_m) `[B]`; 0 where there are no private latents."""
-    logs = [e.w.log_prob(latent[f"w.{name}"]) for name, e in experts.items() if e.w is not None]
-    return torch.stack(logs).sum(0) if logs else 0.0
+def log_private(
+    experts: Mapping[str, Expert],
+    latent: Mapping[str, Tensor],
+    unobserved: Mapping[str, Tensor] | None = None,
+) -> Tensor | float:
+    """sum_m log q_m(w_m | x_m) `[B]`; 0 where there are no private latents and for rows `unobserved`."""
+    logs = {f"w.{k}": e.w.log_prob(latent[f"w.{k}"]) for k, e in experts.items() if e.w is not None}
+    for name, rows in (unobserved or {}).items():
+        logs[name] = logs[name].masked_fill(rows, 0.0)
+    return torch.stack(list(logs.values())).sum(0) if logs else 0.0

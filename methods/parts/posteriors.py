@@ -46,14 +46,18 @@ def mixture_log_prob(components: Sequence[Diagonal], z: Tensor) -> Tensor:
     return logs.logsumexp(0) - math.log(len(components))
 
 
-def mixture_rsample(components: Sequence[Diagonal], weights: Sequence[float] | None = None) -> Tensor:
+def mixture_rsample(
+    components: Sequence[Diagonal], weights: Sequence[float] | None = None, chosen: Tensor | None = None
+) -> Tensor:
     """One draw `[B, D]` of the mixture; the component is drawn anew for every example.
 
-    weights: of the components, of sum 1 (None: uniform).
+    weights: of the components, of sum 1 (None: uniform). chosen: the components `[B]` where they are drawn.
     """
     every = stack(components)
     batch = every.location.shape[1]
-    if weights is None:
+    if chosen is not None:
+        pass
+    elif weights is None:
         chosen = torch.randint(len(components), (batch,), device=every.location.device)
     else:
         chosen = torch.multinomial(every.location.new_tensor(weights), batch, replacement=True)

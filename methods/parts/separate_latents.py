@@ -32,12 +32,17 @@ class SeparateLatents:
         """What the generator of modality `name` sees: z_m, or a z that all share."""
         return latent[f"z.{name}"] if f"z.{name}" in latent else latent["z"]
 
-    def posterior_draw(self, experts: Mapping[str, Expert]) -> State:
-        """z_m ~ q_m(z_m | x_m), independent."""
+    def posterior_draw(self, experts: Mapping[str, Expert], chosen: Tensor | None = None) -> State:
+        """z_m ~ q_m(z_m | x_m), independent; there is no mixture whose component could be `chosen`."""
         return {f"z.{name}": e.z.detach().rsample() for name, e in experts.items()}
 
-    def log_joint_posterior(self, experts: Mapping[str, Expert], latent: Mapping[str, Tensor]) -> Tensor:
-        """sum_m log q_m(z_m | x_m) `[B]`."""
+    def log_joint_posterior(
+        self,
+        experts: Mapping[str, Expert],
+        latent: Mapping[str, Tensor],
+        unobserved: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """sum_m log q_m(z_m | x_m) `[B]`; every z_m is observed."""
         return torch.stack([e.z.log_prob(self.code(latent, name)) for name, e in experts.items()]).sum(0)
 
     def warm_loss(self, x: Batch) -> Loss:
@@ -47,6 +52,7 @@ class SeparateLatents:
         """
         experts = self.experts(x)
         own = {f"z.{name}": e.z.rsample() for name, e in experts.items()}
+        self.priors.track(own)
         kl = self.log_joint_posterior(experts, own) - self.log_prior(own)
         elbo = self.log_likelihood(x, self.generate(own)) - self.warm_beta * kl
         return Loss.of(elbo=-elbo.mean())

@@ -1,0 +1,34 @@
+"""Ranges of the settings of `Cooperative`, checked before they cost a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+POSITIVE = ("latent", "width", "energy_width", "stem_width", "stem_stride", "data_step_size",
+            "latent_step_size", "sigma", "lr_energy", "lr_generator", "lr_inference",
+            "warm_rate", "text_scale")  # fmt: skip
+NOT_NEGATIVE = ("energy_penalty", "data_steps", "data_noise", "latent_steps", "latent_noise",
+                "latent_max_drift", "generator_on_data", "generator_on_revised", "inference_on_data",
+                "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta",
+                "text_weight")  # fmt: skip
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting outside its range, before it costs a run."""
+    for name in POSITIVE:
+        if not settings[name] > 0:
+            raise ValueError(f"{name}={settings[name]} is impossible; give more than 0")
+    for name in NOT_NEGATIVE:
+        if settings[name] < 0:
+            raise ValueError(f"{name}={settings[name]} is impossible; give 0 or more")
+    for name in ("expert_mean", "warm_start"):
+        if not 0 <= settings[name] <= 1:
+            raise ValueError(f"{name}={settings[name]} is no share; give one in [0, 1]")
+    for name in ("beta1", "beta2"):
+        if not 0 <= settings[name] < 1:
+            raise ValueError(f"{name}={settings[name]} is impossible; give one in [0, 1)")
+    if settings["log_variance_low"] >= settings["log_variance_high"]:
+        raise ValueError("log_variance_low must lie below log_variance_high")
+    if settings["temper_energy_loss"] and not settings["data_noise"]:
+        raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")

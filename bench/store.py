@@ -311,7 +311,10 @@ def find_runs(root: Path) -> list[RunRecord]:
 
 
 def publish(folder: Path, root: Path) -> Path:
-    """Copy a finished record without its weights to `<root>/published/`; returns the new folder."""
+    """Copy a finished record without its weights to `<root>/published/`; returns the new folder.
+
+    The grid goes along for seed 0 alone: a second seed's pictures say no more and are half of a record.
+    """
     run = RunFolder(Path(folder))
     record = run.read_record()
     if record.get("status") != "done":
@@ -324,7 +327,7 @@ def publish(folder: Path, root: Path) -> Path:
     for item in (RECORD, SCORES, OUTCOMES, LOG, REFINEMENT):
         if (run.path / item).exists():
             shutil.copyfile(run.path / item, target / item)
-    if (run.path / GRID).exists():
+    if (run.path / GRID).exists() and not record.get("seed"):
         from PIL import Image
 
         # 256 colours look the same and need a third of the room; a repository keeps every version.

@@ -195,7 +195,8 @@ def test_the_log_skips_a_torn_line_and_is_cut_on_resume(tmp_path: Path) -> None:
 
 def written(root: Path, run: RunConfig, status: str = "done") -> RunFolder:
     folder = open_run(root, run, "data")
-    record = {"run_id": folder.path.name, "method": run.method, "dataset": run.dataset, "status": status}
+    record = {"run_id": folder.path.name, "method": run.method, "dataset": run.dataset, "seed": run.seed}
+    record["status"] = status
     folder.write_record(record)
     folder.write_scores([Score("coherence_joint", 0.5, 10, "higher", low=math.nan)], {"metric_version": "1"})
     return folder
@@ -251,6 +252,13 @@ def test_a_published_grid_is_small_and_looks_the_same(tmp_path: Path) -> None:
         np.asarray(Image.open(p).convert("RGB"), dtype=float) for p in (folder.path / "grid.png", target)
     )
     assert np.abs(before - after).mean() < 6
+
+
+def test_only_seed_0_publishes_its_grid(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = written(tmp_path, config(seed=seed))
+        Image.new("RGB", (3, 2)).save(folder.path / "grid.png")
+        assert (publish(folder.path, tmp_path) / "grid.png").exists() == (seed == 0)
 
 
 def test_an_unfinished_working_copy_does_not_hide_a_published_record(tmp_path: Path) -> None:

@@ -13,6 +13,11 @@ Losses     energy     E_data[U(x)] - E[U(x-)]                                   
            inference  -E[log q_f(z+ | x)] - E[log q_f(z | x-)]                        (Eqn 12)
 
 x- and z+ are the ends of the chains and constants for every loss; `Cooperative` transcribes the steps.
+
+Not in P1: with `fit_prior` p_0(z) = N(mu, S), mu and S the moments of z+ (`FittedNormal`). It is the same
+model as p_0 = N(0, I) and a generator that starts with an affine map, whose parameters have an update in
+closed form. Gradients hardly move them: in short training z+ stays where the warm start left it, far from
+N(0, I), and draws of the prior then decode to textures.
 """
 
 from __future__ import annotations

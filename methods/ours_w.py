@@ -4,6 +4,8 @@ Model      p_w(X, z, W) = p_0(z) prod_m p_0(w_m) N(x_m; G_m(z, w_m), sigma^2 I) 
 Inference  q_f(z, W|X) = [(1/M) sum_m q_m(z|x_m)] prod_m q_m(w_m|x_m)
 Revision   both chains as in `ours`; the latent chain moves z and all w_m together.
 Cross generation draws the w_m of missing modalities from the prior.
+
+Not in P1: `private_from_prior`, the share of examples in which z alone explains all pictures but one.
 """
 
 from __future__ import annotations

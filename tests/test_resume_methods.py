@@ -26,11 +26,13 @@ class Crash(BaseException):
     """Stands for a power cut: nothing of ours may catch it."""
 
 
-def run(kind: type[Method], folder: Path, precision: str = "fp32") -> dict[str, torch.Tensor]:
+def run(
+    kind: type[Method], folder: Path, precision: str = "fp32", **settings: Any
+) -> dict[str, torch.Tensor]:
     """Train a tiny instance, from the checkpoint in `folder` where there is one; its state."""
     split = Split(IMAGES, {name: to_uint8(x) for name, x in toy_batch(IMAGES, 40).items()}, {})
     with forked(3):
-        method = kind(IMAGES, **small_hyper(kind))
+        method = kind(IMAGES, **small_hyper(kind) | settings)
     config = TrainConfig(
         batch_size=8, steps=STEPS, precision=precision, validate_every=5, checkpoint_every=3, ema=0.9
     )
@@ -40,10 +42,22 @@ def run(kind: type[Method], folder: Path, precision: str = "fp32") -> dict[str, 
     return method.state_dict()
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_a_crash_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FITTED = {"fit_prior": True, "warm_start": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in method_names()),
+        ("ours", FITTED),
+        ("ours_w", FITTED | {"private_from_prior": 0.5}),
+    ],
+)
+def test_a_crash_changes_nothing(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind = load_method_class(name)
-    whole = run(kind, tmp_path / "whole")
+    whole = run(kind, tmp_path / "whole", **settings)
     original, calls = kind.forward, [0]
 
     def forward(self: Method, x: Batch, progress: Progress) -> Any:
@@ -55,7 +69,7 @@ def test_a_crash_changes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(kind, "forward", forward)
         with pytest.raises(Crash):
-            run(kind, tmp_path / "cut")
+            run(kind, tmp_path / "cut", **settings)
     assert RunFolder(tmp_path / "cut").load_checkpoint() is not None
-    resumed = run(kind, tmp_path / "cut")
+    resumed = run(kind, tmp_path / "cut", **settings)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from methods.parts.networks.upsampling import DoublingConv, doubled
 
@@ -47,6 +48,17 @@ def test_both_ways_to_compute_it_are_taken_and_agree(channels: int) -> None:
     torch.testing.assert_close(
         doubled(x, kernel, (1, 1)), F.conv_transpose2d(x, kernel, None, 2, 1, 1), atol=1e-5, rtol=1e-5
     )
+
+
+def test_a_flop_counter_finds_the_operations_of_torchs_layer() -> None:
+    def counted(layer: torch.nn.Module) -> int:
+        x = torch.randn(2, 8, 7, 7, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            layer(x).sum().backward()
+        return counter.get_total_flops()
+
+    plain = torch.nn.ConvTranspose2d(8, 3, 3, stride=2, padding=1, output_padding=1)
+    assert counted(DoublingConv(8, 3, (1, 1))) == counted(plain) > 0
 
 
 def test_a_frozen_layer_gives_the_gradient_of_its_input_alone() -> None:

@@ -1,10 +1,11 @@
-"""The transposed convolution of Net-A, exactly torch's, made of faster pieces on a CPU."""
+"""The transposed convolution of Net-A, torch's own function, made of faster pieces on a CPU."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 TAPS = torch.tensor([[[0, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 0, 0]]], dtype=torch.float32)
 """TAPS[p, a, k] = 1 where row k of the kernel takes input row i + a to output row 2 i + p."""
@@ -22,7 +23,7 @@ def phase_kernel(kernel: Tensor) -> Tensor:
 def doubled(x: Tensor, kernel: Tensor, output_padding: tuple[int, int]) -> Tensor:
     """Transposed 3x3 convolution, stride 2, padding 1: `[B, I, H, W]` -> `[B, O, 2 H - 1 + p, 2 W - 1 + p]`.
 
-    A picture of few channels leaves most of a vector register empty, so its phases are computed as channels.
+    Batched input only. A picture of few channels leaves most of a vector register empty, so its phases are computed as channels.
     """
     if kernel.shape[1] > FEW_CHANNELS:
         return F.conv_transpose2d(x, kernel, None, 2, 1, output_padding)
@@ -57,6 +58,7 @@ class DoublingConv(nn.ConvTranspose2d):
         super().__init__(channels_in, channels_out, 3, 2, 1, output_padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        # A FLOP counter is a dispatch mode; it must find the same operations on every device.
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
             return super().forward(x)
         return _Doubling.apply(x, self.weight, self.bias, self.output_padding)

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Numbers of glibc's `mallopt`, from its malloc.h."""
 
 LARGE = 2**31 - 1
@@ -27,5 +27,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    wishes = ((M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, LARGE), (M_TOP_PAD, STEP))
-    return all([mallopt(which, value) == 1 for which, value in wishes])
+    wishes = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGE), (M_TOP_PAD, STEP))
+    return all(mallopt(which, value) == 1 for which, value in wishes)

@@ -327,6 +327,7 @@ def publish(folder: Path, root: Path) -> Path:
     for item in (RECORD, SCORES, OUTCOMES, LOG, REFINEMENT):
         if (run.path / item).exists():
             shutil.copyfile(run.path / item, target / item)
+    (target / GRID).unlink(missing_ok=True)
     if (run.path / GRID).exists() and not record.get("seed"):
         from PIL import Image
 

@@ -41,8 +41,11 @@ class IndepGenerators(SeparateLatents, Cooperative):
 
     def encode(self, given: Batch) -> dict[str, Tensor]:
         experts = self.experts(self.to_model(given))
-        unseen = torch.zeros_like(next(iter(experts.values())).z.location)
-        means = [experts[name].z.location if name in experts else unseen for name in self.spec.names]
+        like = next(iter(experts.values())).z.location
+        means = [
+            experts[name].z.location if name in experts else self.prior_mean(f"z.{name}", like)
+            for name in self.spec.names
+        ]
         return {"z": torch.cat(means, -1)}
 
     def sample_prior(self, n: int) -> dict[str, Tensor]:

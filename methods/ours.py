@@ -14,10 +14,10 @@ Losses     energy     E_data[U(x)] - E[U(x-)]                                   
 
 x- and z+ are the ends of the chains and constants for every loss; `Cooperative` transcribes the steps.
 
-Not in P1: with `fit_prior` p_0(z) = N(mu, S), mu and S the moments of z+ (`FittedNormal`). It is the same
-model as p_0 = N(0, I) and a generator that starts with an affine map, whose parameters have an update in
-closed form. Gradients hardly move them: in short training z+ stays where the warm start left it, far from
-N(0, I), and draws of the prior then decode to textures.
+Not in P1: with `fit_prior` p_0(z) = N(mu, S), mu and S the running moments of z+ (`FittedNormal`). For X that
+is the same model as p_0 = N(0, I) and a generator that starts with an affine map, whose parameters have an
+update in closed form. Gradients hardly move them in short training: z+ stays where the warm start left it,
+and draws of N(0, I) decode to textures (docs/results.md).
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ class OursW(Cooperative):
     ) -> None:
         if not 0 <= private_from_prior <= 1:
             raise ValueError(f"private_from_prior={private_from_prior} is no share; give one in [0, 1]")
+        if private < 1:
+            raise ValueError(f"private={private} leaves nothing private; give 1 or more, or take `ours`")
         self.private = private  # first, since the networks are built for it
         super().__init__(spec, latent=latent, **settings)
         self.private_from_prior = private_from_prior
@@ -49,6 +51,8 @@ class OursW(Cooperative):
         z then has to explain x_n by itself, in the chain and in the generator's loss, as in cross generation
         (and in the warm start); otherwise w_n takes over what modalities share (METHODS 2.15).
         """
+        if not self.private_from_prior:
+            return super().training_start(experts)
         rows = len(next(iter(experts.values())).z.location)
         chosen = torch.randint(len(experts), (rows,), device=self.device)
         start = self.first_latents(experts, chosen)

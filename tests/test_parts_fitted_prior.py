@@ -13,7 +13,7 @@ from methods.indep_generators import IndepGenerators
 from methods.indep_inference import IndepInference
 from methods.ours import Ours
 from methods.ours_w import OursW
-from methods.parts.fitted_prior import DECAY, PSEUDO_ROWS, FittedNormal, FittedPriors
+from methods.parts.fitted_prior import DECAY, FIRST, JITTER, FittedNormal, FittedPriors
 
 SPEC = DataSpec(tuple(Modality(f"m{i}", "image", (3, 12, 12)) for i in range(2)))
 
@@ -49,20 +49,55 @@ def test_it_is_standard_before_anything_is_fitted():
     assert torch.equal(drawn, torch.randn(6, 3))
 
 
-def test_moments_are_those_of_the_weighted_draws_and_the_pseudo_rows():
+def test_moments_are_those_of_the_weighted_draws_and_of_fading_first_ones():
     torch.manual_seed(0)
     prior, draws = FittedNormal(2), [torch.randn(8, 2) * 2 + 1 for _ in range(5)]
     for z in draws:
         prior.track(z)
     prior.settle()
     weight = torch.cat([torch.full((8,), DECAY ** (4 - i)) for i in range(5)]).double()
-    rows, pseudo = torch.cat(draws).double(), PSEUDO_ROWS * 2
-    total = weight.sum() + pseudo
+    rows, first = torch.cat(draws).double(), FIRST * 2 * DECAY**5
+    total = weight.sum() + first
     mean = (weight[:, None] * rows).sum(0) / total
-    second = ((weight[:, None] * rows).T @ rows + pseudo * torch.eye(2)) / total
+    second = ((weight[:, None] * rows).T @ rows + first * torch.eye(2)) / total
     torch.testing.assert_close(prior.mean.double(), mean, atol=1e-5, rtol=1e-5)
-    covariance = prior.root.double() @ prior.root.double().T
+    covariance = prior.root.double() @ prior.root.double().T - JITTER * torch.eye(2)
     torch.testing.assert_close(covariance, second - torch.outer(mean, mean), atol=1e-5, rtol=1e-5)
+
+
+def test_after_many_batches_nothing_is_left_of_the_first_draws():
+    """Far from N(0, I), in as many dimensions as `ours` has, with the smallest batch of a preset."""
+    torch.manual_seed(0)
+    prior = FittedNormal(32)
+    for _ in range(800):
+        prior.track(3 + 0.5 * torch.randn(16, 32))
+    prior.settle()
+    torch.testing.assert_close(prior.mean, torch.full((32,), 3.0), atol=0.06, rtol=0)
+    spread = torch.linalg.eigvalsh(prior.root @ prior.root.T)
+    assert spread.min() > 0.15 and spread.max() < 0.37, "0.25 but for the noise of 1,600 draws"
+
+
+def test_bf16_changes_neither_density_nor_moments():
+    torch.manual_seed(0)
+    draws, z = [10 + 0.3 * torch.randn(64, 6) for _ in range(300)], 10 + 0.3 * torch.randn(5, 6)
+    usual, mixed = FittedNormal(6), FittedNormal(6)
+    for each in draws:
+        usual.track(each)
+    usual.settle()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for each in draws:
+            mixed.track(each)
+        mixed.settle()
+        assert mixed.log_prob(z).dtype == mixed.sample(2).dtype == torch.float32
+        torch.testing.assert_close(mixed.log_prob(z), usual.log_prob(z))
+    torch.testing.assert_close(mixed.root, usual.root)
+
+
+def test_what_is_no_covariance_leaves_the_prior_as_it_was():
+    prior = FittedNormal(3)
+    prior.products.copy_(-torch.eye(3))
+    prior.settle()
+    assert torch.equal(prior.root, torch.eye(3)) and torch.equal(prior.mean, torch.zeros(3))
 
 
 def test_the_fit_maximises_the_likelihood_of_the_draws():
@@ -92,8 +127,8 @@ def test_the_prior_goes_where_the_posterior_is(cls):
     with torch.no_grad():
         for encoder in method.encoders.values():
             encoder.towers[0].location.bias.add_(3.0)
-    for step in range(3):
-        method(batch(), Progress("revision", step, 10))
+    for step in range(40):
+        method(batch(), Progress("revision", step, 40))
     method.priors.settle()
     blocks = [block for block in method.prior_draw(4) if block.startswith("z")]
     for block in blocks:
@@ -118,8 +153,8 @@ def test_separate_latents_pool_their_draws_where_they_share_a_prior():
     priors = FittedPriors(["z"], 2)
     priors.track({"z.m0": torch.ones(8, 2), "z.m1": torch.zeros(8, 2), "w.m0": torch.full((8, 2), 9.0)})
     prior = priors.of("z")
-    assert float(prior.rows) == 16
-    torch.testing.assert_close(prior.sum, torch.full((2,), 8.0))
+    assert float(prior.weight) == 16 + DECAY * FIRST * 2
+    torch.testing.assert_close(prior.sum, torch.full((2,), 8.0).double())
     assert priors.of("z.m1") is prior and priors.of("w.m0") is None
 
 
@@ -134,10 +169,50 @@ def test_the_prior_moves_before_the_next_step_not_within_one():
     method = make(Ours)
     method(batch(), Progress("revision", 1, 10)).total.backward()
     prior = method.priors.of("z")
-    assert float(prior.rows) == 64
+    assert float(prior.weight) == 64 + DECAY * FIRST * 5
     assert torch.equal(prior.mean, torch.zeros(5))
     method(batch(), Progress("revision", 2, 10))
     assert not torch.equal(prior.mean, torch.zeros(5))
+
+
+def test_the_warm_start_is_followed_but_used_from_the_first_revision_on():
+    method = make(Ours, warm_start=0.5)
+    for step in range(3):
+        method(batch(), Progress("warm", step, 3))
+    prior = method.priors.of("z")
+    assert float(prior.weight) == pytest.approx(
+        sum(2 * 64 * DECAY**i for i in range(3)) + DECAY**3 * FIRST * 5
+    )
+    assert torch.equal(prior.mean, torch.zeros(5))
+    method(batch(), Progress("revision", 0, 3))
+    assert not torch.equal(prior.mean, torch.zeros(5))
+
+
+def test_the_vae_part_alone_gets_its_prior_in_its_last_step():
+    method = make(Ours, warm_start=1)
+    for step in range(3):
+        assert torch.equal(method.priors.of("z").mean, torch.zeros(5))
+        method(batch(), Progress("warm", step, 3)).total.backward()
+    assert not torch.equal(method.priors.of("z").mean, torch.zeros(5))
+
+
+def test_what_is_not_observed_has_the_mean_of_the_fitted_prior():
+    method = make(IndepGenerators)
+    method.priors.of("z.m1").mean.fill_(4.0)
+    z = method.encode({"m0": batch()["m0"]})["z"]
+    assert torch.equal(z[:, 5:], torch.full((64, 5), 4.0)) and not torch.equal(z[:, :5], z[:, 5:])
+
+
+def test_a_chain_from_the_prior_starts_from_the_fitted_one():
+    method = make(Ours, latent_start="prior")
+    method.priors.of("z").mean.fill_(7.0)
+    start = method.first_latents(method.experts(method.to_model(batch())))
+    assert start["z"].mean() > 6
+
+
+def test_a_laplace_prior_is_not_fitted():
+    with pytest.raises(ValueError, match="fit_prior fits a normal prior"):
+        make(Ours, prior="laplace")
 
 
 def test_without_it_there_is_nothing_to_store():

@@ -33,10 +33,19 @@ def test_every_example_keeps_the_private_latent_of_one_modality():
     assert (observed.sum(1) > 0).all()
 
 
-def test_a_share_of_none_observes_all():
+def test_a_share_of_none_starts_as_without_the_setting():
     method = make(0.0)
-    _, unobserved = method.training_start(method.experts(method.to_model(batch())))
-    assert not any(rows.any() for rows in unobserved.values())
+    experts = method.experts(method.to_model(batch()))
+    torch.manual_seed(5)
+    start, unobserved = method.training_start(experts)
+    torch.manual_seed(5)
+    assert not unobserved
+    assert all(torch.equal(start[block], z) for block, z in method.first_latents(experts).items())
+
+
+def test_nothing_private_is_refused():
+    with pytest.raises(ValueError, match="private=0 leaves nothing private"):
+        make(0.0, private=0)
 
 
 def test_the_kept_latent_is_that_of_the_expert_that_gave_z():

@@ -208,6 +208,11 @@ class Cooperative(CooperativeSampling, Method):
             return fitted.sample(n)
         return self.prior_of(torch.zeros(n, size, device=self.device)).rsample()
 
+    def prior_mean(self, block: str, like: Tensor) -> Tensor:
+        """Mean of the prior of a block, for every row of `like` `[n, size]`."""
+        fitted = self.priors.of(block)
+        return torch.zeros_like(like) if fitted is None else fitted.mean.expand_as(like)
+
     def prior_of(self, like: Tensor) -> Diagonal:
         """The standard prior of a block of latents shaped as `like`."""
         return Diagonal(torch.zeros_like(like), torch.ones_like(like), self.prior == "laplace")
@@ -371,6 +376,8 @@ class Cooperative(CooperativeSampling, Method):
     def forward(self, x: Batch, progress: Progress) -> Loss | Iterator[Loss]:
         x = to_model(x)
         if progress.stage == "warm":
+            if self.warm_start == 1 and progress.step == progress.steps - 1:
+                self.priors.settle()  # no revision follows, which would do it
             return self.warm_loss(x)
         if self.warm_start and progress.step == 0:
             # The warm start was an auto-encoding of captions: its words go on as constants.

@@ -63,6 +63,7 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
         "log_posterior_end": log_posterior,
         "energy_start": energies[0].mean() if len(energies) else torch.zeros(()),
         **(expert_shares(experts, revised["z"]) if "z" in revised else {}),
+        **model.priors.terms(),
     }
     if model.resample_negatives:
         first = Loss.of(terms, generator=generator, inference=inference)
@@ -92,16 +93,17 @@ def warm_loss(model: Cooperative, x: Batch) -> Loss:
     private latents of the other modalities come from the prior, as in cross generation.
     """
     experts = model.experts(x)
-    elbo = []
+    elbo, draws = [], []
     for name, expert in experts.items():
         own = {"z": expert.z.rsample()}
         if expert.w is not None:
             own[f"w.{name}"] = expert.w.rsample()
         log_q = mixture_log_prob([e.z for e in experts.values()], own["z"])
-        model.priors.track(own)
+        draws.append(own)
         kl = log_q + log_private({name: expert}, own) - model.log_prior(own)
         drawn = model.generate(model.prior_draw(len(own["z"])) | own)
         elbo.append(model.log_likelihood(x, drawn) - model.warm_beta * kl)
+    model.priors.track(*draws)
     return Loss.of(elbo=-torch.stack(elbo).mean())
 
 

@@ -30,5 +30,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={settings[name]} is impossible; give one in [0, 1)")
     if settings["log_variance_low"] >= settings["log_variance_high"]:
         raise ValueError("log_variance_low must lie below log_variance_high")
+    if settings["fit_prior"] and settings["prior"] != "gaussian":
+        raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
     if settings["temper_energy_loss"] and not settings["data_noise"]:
         raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")

@@ -11,57 +11,63 @@ from torch import Tensor, nn
 DECAY = 0.99
 """Of the running moments: they remember about a hundred batches."""
 
-PSEUDO_ROWS = 10
-"""Draws of N(0, I) per dimension that the moments start from, so that the first batches decide little."""
+FIRST = 10
+"""Draws of N(0, I) per dimension that the moments start from; they fade like all others."""
+
+JITTER = 1e-6
 
 
 class FittedNormal(nn.Module):
     """p_0(z) = N(mu, L L^T), N(0, I) at first.
 
     Given draws z+ of the posterior, the normal prior that maximises E[log p_0(z+)] has their mean and
-    covariance: the M step of EM (P1 Eqn 6), in closed form. It is the same model as a prior N(0, I) and a
-    generator G(mu + L z), mu and L among its parameters.
+    covariance: the M step of EM (P1 Eqn 6), in closed form. Here both are running moments. For X it is the
+    same model as a prior N(0, I) and a generator G(mu + L z), mu and L among its parameters; the latent chain
+    differs, since it takes its steps in z.
+    All of it is float32 or better, also where networks compute in bfloat16.
     """
 
     def __init__(self, size: int) -> None:
         super().__init__()
+        one = torch.eye(size, dtype=torch.float64)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("root", torch.eye(size))
         self.register_buffer("inverse", torch.eye(size))
-        self.register_buffer("rows", torch.zeros(()))
-        self.register_buffer("sum", torch.zeros(size))
-        self.register_buffer("products", torch.zeros(size, size))
+        self.register_buffer("weight", torch.tensor(float(FIRST * size), dtype=torch.float64))
+        self.register_buffer("sum", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("products", FIRST * size * one)
 
     def sample(self, n: int) -> Tensor:
         """Draws `[n, D]` from torch's global generator."""
-        return self.mean + torch.randn(n, len(self.mean), device=self.mean.device) @ self.root.T
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return self.mean + torch.randn(n, len(self.mean), device=self.mean.device) @ self.root.T
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z `[..., D]`, `[...]`."""
-        white = (z - self.mean) @ self.inverse.T
+        with torch.autocast(self.mean.device.type, enabled=False):
+            white = (z.float() - self.mean) @ self.inverse.T
         log_scale = self.root.diagonal().log() + 0.5 * math.log(2 * math.pi)
         return -(0.5 * white.square() + log_scale).sum(-1)
 
     @torch.no_grad()
     def track(self, z: Tensor) -> None:
         """Take draws `[B, D]` of the posterior into the running moments."""
-        z = z.float()
-        self.rows.mul_(DECAY).add_(len(z))
+        z = z.double()
+        self.weight.mul_(DECAY).add_(len(z))
         self.sum.mul_(DECAY).add_(z.sum(0))
         self.products.mul_(DECAY).add_(z.T @ z)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Make the prior that of the running moments."""
+        """Make the prior that of the running moments. It stays where they are no covariance, by rounding."""
         one = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
-        pseudo = PSEUDO_ROWS * len(self.mean)
-        total = self.rows.double() + pseudo
-        mean = self.sum.double() / total
-        covariance = (self.products.double() + pseudo * one) / total - torch.outer(mean, mean)
-        root = torch.linalg.cholesky_ex(covariance)[0]  # positive definite by the pseudo rows; does not wait
-        self.mean.copy_(mean)
-        self.root.copy_(root)
-        self.inverse.copy_(torch.linalg.solve_triangular(root, one, upper=False))
+        mean = self.sum / self.weight
+        covariance = self.products / self.weight - torch.outer(mean, mean) + JITTER * one
+        root, trouble = torch.linalg.cholesky_ex(covariance)
+        inverse = torch.linalg.solve_triangular(root, one, upper=False)
+        sound = trouble == 0
+        for buffer, value in ((self.mean, mean), (self.root, root), (self.inverse, inverse)):
+            buffer.copy_(torch.where(sound, value.to(buffer.dtype), buffer))
 
 
 class FittedPriors(nn.Module):
@@ -79,10 +85,10 @@ class FittedPriors(nn.Module):
                 return self.normals[self.blocks.index(name)]
         return None
 
-    def track(self, latent: Mapping[str, Tensor]) -> None:
-        """Take draws of the posterior into the moments; in training only."""
+    def track(self, *draws: Mapping[str, Tensor]) -> None:
+        """Take draws of the posterior into the moments, all as one batch; in training only."""
         for normal in self.normals:
-            own = [block for name, block in latent.items() if self.of(name) is normal]
+            own = [z for latent in draws for name, z in latent.items() if self.of(name) is normal]
             if own and self.training:
                 normal.track(torch.cat(own))
 
@@ -91,3 +97,11 @@ class FittedPriors(nn.Module):
         for normal in self.normals:
             if self.training:
                 normal.settle()
+
+    def terms(self) -> dict[str, Tensor]:
+        """For the log: mean |mu| and mean log scale of every fitted prior."""
+        found = {}
+        for block, normal in zip(self.blocks, self.normals, strict=True):
+            found[f"prior_mean.{block}"] = normal.mean.abs().mean()
+            found[f"prior_log_scale.{block}"] = normal.root.diagonal().log().mean()
+        return found

@@ -55,11 +55,9 @@ def mixture_rsample(
     """
     every = stack(components)
     batch = every.location.shape[1]
-    if chosen is not None:
-        pass
-    elif weights is None:
+    if chosen is None and weights is None:
         chosen = torch.randint(len(components), (batch,), device=every.location.device)
-    else:
+    elif chosen is None:
         chosen = torch.multinomial(every.location.new_tensor(weights), batch, replacement=True)
     rows = torch.arange(batch, device=chosen.device)
     return Diagonal(every.location[chosen, rows], every.scale[chosen, rows], every.laplace).rsample()

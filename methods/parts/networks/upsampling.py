@@ -23,7 +23,8 @@ def phase_kernel(kernel: Tensor) -> Tensor:
 def doubled(x: Tensor, kernel: Tensor, output_padding: tuple[int, int]) -> Tensor:
     """Transposed 3x3 convolution, stride 2, padding 1: `[B, I, H, W]` -> `[B, O, 2 H - 1 + p, 2 W - 1 + p]`.
 
-    Batched input only. A picture of few channels leaves most of a vector register empty, so its phases are computed as channels.
+    Batched input only. A picture of few channels leaves most of a vector register empty, so its phases are
+    computed as channels.
     """
     if kernel.shape[1] > FEW_CHANNELS:
         return F.conv_transpose2d(x, kernel, None, 2, 1, output_padding)

@@ -16,6 +16,8 @@ from typing import Any
 import rich_click as click
 
 from bench.options import (
+    FIGURES,
+    FORMATS,
     check_dataset_name,
     collect,
     dataset_option,
@@ -27,13 +29,6 @@ from bench.options import (
     results_option,
     set_option,
     weight_options,
-)
-
-FORMATS = ("terminal", "markdown", "latex", "csv", "html")
-FIGURES = (
-    *("scatter", "joint", "cross", "interpolation", "chain", "chains", "steps", "training"),
-    *("captioned", "pairs", "t2i"),
-    *("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
 )
 
 

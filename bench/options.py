@@ -1,4 +1,4 @@
-"""Options that several commands share. Importing this module does not import torch."""
+"""Options that several commands share, and what they can be. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from bench.job import Options
 
 Command = Callable[..., Any]
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "html")
+FIGURES = (
+    *("scatter", "joint", "cross", "interpolation", "chain", "chains", "steps", "training"),
+    *("captioned", "pairs", "t2i"),
+    *("1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
+)
 
 
 def collect(values: dict[str, Any]) -> Options:

@@ -101,9 +101,10 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
         notes.append(f"± is half of the 95 % interval over examples where a row has one seed{more}.")
     elif seeds:
         notes.append("± is half of the 95 % interval over seeds (Student's t).")
-    for result in group.results:
-        if len({trained_code(run.record) for run in result.runs}) > 1:
-            notes.append(f"The seeds of {result.label} were trained with different versions of its code.")
+    several = [r.label for r in group.results if len({trained_code(run.record) for run in r.runs}) > 1]
+    if several:
+        own = "its" if len(several) == 1 else "their"
+        notes.append(f"The seeds of {', '.join(several)} were trained with different versions of {own} code.")
     states = {cell.state for row in table.rows for cell in row.cells.values()}
     notes += marks
     if seeds == {1}:

@@ -11,7 +11,7 @@ from records import coherence_scores, ours_scores, write_run
 from bench import figure, grids
 from bench.drawing import draw_chains, draw_cross, draw_interpolation, draw_joint
 from bench.errors import UsageError
-from bench.figure import plot_chain, plot_scatter, plot_training
+from bench.figure import frame_limits, plot_chain, plot_scatter, plot_training
 from bench.grids import picture, plot_grid_cross, plot_grid_joint, plot_interpolation, sample_grid
 from bench.store import find_runs
 from bench.style import COLOURS, looks
@@ -323,3 +323,11 @@ def test_a_figure_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file"):
         plot_grid_joint(batch(2), tmp_path / "file" / "grid")
+
+
+def test_the_frame_holds_the_points_and_little_that_cannot_be() -> None:
+    low, high = frame_limits([0.2, 0.95], 0.0, 1.0)
+    assert low == pytest.approx(0.11) and high == pytest.approx(1.0 + 0.03 * 0.75)
+    assert frame_limits([0.0, 1.0], 0.0, 1.0) == (-0.03, 1.03)
+    low, high = frame_limits([300.0], 0.0, math.inf)
+    assert low < 300 < high, "one point is no frame"

@@ -1,6 +1,7 @@
 """Comparison tables: what may stand side by side, what may not, and what the cells say."""
 
 import itertools
+import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -360,3 +361,13 @@ def test_seeds_average_whatever_the_settings_that_change_no_number(tmp_path):
     (table,) = comparison_tables(find_runs(tmp_path), methods=[])
     (row,) = table.rows
     assert row.seeds == (0, 1, 2) and not row.overrides and not table.excluded
+
+
+def test_one_sentence_names_all_rows_whose_seeds_were_trained_by_other_code(tmp_path):
+    for method, codes in (("mmvae", "ab"), ("mopoe", "ac"), ("mvae", "aa")):
+        for seed, code in enumerate(codes):
+            folder = write_run(tmp_path, method, seed=seed)
+            record = json.loads((folder / "run.json").read_text())
+            (folder / "run.json").write_text(json.dumps({**record, "code": code}))
+    (note,) = [note for note in only(tmp_path).notes if "different versions" in note]
+    assert note == "The seeds of mmvae, mopoe were trained with different versions of their code."

@@ -96,7 +96,8 @@ def table(name: str | None, results: Path, dataset: str | None, preset: str | No
     """Print a comparison of all runs, or a table of the papers.
 
     1 to 5, 7 to 9 and `cub` are the main paper's, `mvebm_slides/base` and `moe_ebm_paper/1` (for example)
-    those of its predecessors, `ablations` shows what each part of `ours` earns.
+    those of its predecessors, `ablations` shows what each part of `ours` earns, `priors` what a better prior
+    would earn.
 
     \b
     Examples:

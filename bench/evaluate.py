@@ -15,19 +15,21 @@ import torch
 from bench.chains import score_chains
 from bench.costing import cost_scores
 from bench.device import autocast
+from bench.encode import encodings
+from bench.ex_post import density_samplers, ex_post_draws
 from bench.feature_metrics import CLIP_HEADLINES, FID_HEADLINES, apply_to, feature_metric
 from bench.generate import BATCH, Usage, chosen_samplers, draws, events, skipped
 from bench.names import closest
 from bench.randomness import derive, forked
-from datasets.spec import Dataset, DataSpec, Split, UserError, to_float
-from methods.base import Diverged, Method
+from datasets.spec import Dataset, DataSpec, Split, UserError
+from methods.base import Method
 from metrics import METRICS
 from metrics.attributes import AttributeMetric
 from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
 from metrics.fd_clf import fd_clf, spread_rows
 from metrics.latent import LatentMetric, probe_rows
-from metrics.protocol import Encodings, EventMetric, Score
+from metrics.protocol import EventMetric, Score
 from metrics.weights import Unavailable
 
 if TYPE_CHECKING:
@@ -154,8 +156,10 @@ def evaluate(
             )
         usage: list[Usage] = []
         if metrics:
-            _run_events(result, method, test, plan, metrics, usage, clock, progress,
-                        device=device, seed=seed, batch_size=batch_size, precision=precision)  # fmt: skip
+            how: dict[str, Any] = {
+                "device": device, "seed": seed, "batch_size": batch_size, "precision": precision
+            }  # fmt: skip
+            _run_events(result, method, test, train, plan, metrics, usage, clock, progress, **how)
         if "latent" in plan.metrics:
             with clock("latent"), forked(derive(seed, "latent")):
                 _run_probes(result, method, train, test, plan, device, precision, batch_size, seed)
@@ -267,6 +271,7 @@ def _run_events(
     result: Evaluation,
     method: Method,
     test: Split,
+    train: Split,
     plan: Plan,
     metrics: list[EventMetric],
     usage: list[Usage],
@@ -277,9 +282,15 @@ def _run_events(
     from bench.progress import Reporter
 
     todo = draws(method, plan, len(test))
+    densities: dict[str, Any] = {}
+    if "ex_post" in plan.metrics:
+        with clock("ex_post"):
+            densities = density_samplers(method, train, **how)
+        todo += ex_post_draws(densities, plan, method.spec)
     reporter = progress or Reporter(quiet=True)
     with reporter.task("scoring", sum(draw.n for draw in todo)) as task, clock("draws"):
-        for event in events(method, test, plan, usage=usage, advance=task.advance, only=todo, **how):
+        for event in events(method, test, plan, usage=usage, advance=task.advance, only=todo,
+                            made=densities, **how):  # fmt: skip
             with torch.no_grad(), clock("metrics"):
                 for metric in metrics:
                     metric.update(event)
@@ -342,36 +353,3 @@ def _run_clusters(method: Method, val: Split, test: Split, device: torch.device)
             return []
         found.append(clusters.cpu())
     return clustering_scores(torch.cat(found).numpy(), test.labels[label].cpu().numpy())
-
-
-def encodings(
-    method: Method,
-    split: Split,
-    rows: torch.Tensor,
-    given: tuple[str, ...],
-    name: Literal["train", "test"],
-    device: torch.device | str,
-    precision: str = "fp32",
-    batch_size: int = BATCH,
-) -> Encodings:
-    """Deterministic latents (float32, on the CPU) of the tuples at `rows`, with `given` observed."""
-    parts: dict[str, list[torch.Tensor]] = {}
-    device = torch.device(device)
-    where = next(iter(split.stored.values())).device
-    for index in rows.to(where).split(batch_size):
-        batch = {n: split.stored[n][index].to(device) for n in given}
-        batch = {n: to_float(t) if split.spec[n].kind == "image" else t for n, t in batch.items()}
-        with torch.no_grad(), autocast(device, precision):
-            latents = method.encode(batch)
-        for key, value in latents.items():
-            if not bool(torch.isfinite(value).all()):
-                raise Diverged(f"the encoding '{key}' given {'+'.join(given)} is not finite")
-            parts.setdefault(key, []).append(value.float().cpu())
-    rows = rows.to(where)
-    return Encodings(
-        name,
-        given,
-        {key: torch.cat(values) for key, values in parts.items()},
-        {key: t[rows].cpu() for key, t in split.labels.items()},
-        {key: t[rows].cpu() for key, t in split.groups.items()},
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -143,13 +143,14 @@ def events(
     usage: list[Usage] | None = None,
     advance: Callable[[int, str], None] | None = None,
     only: Sequence[Draw] | None = None,
+    made: Mapping[str, Callable[[int], Batch]] | None = None,
 ) -> Iterator[Event]:
     """The events of a plan (or of the draws `only`), draw after draw, each in batches of `batch_size`.
 
     The method is put into evaluation mode and runs under `no_grad` (not `inference_mode`: samplers turn
     gradients on for their chains). Conditional draws take `n` test tuples spread over the split in a fixed
     way, in test order, the same for every method. `usage` receives one entry per draw; `advance` is called
-    with (tuples, draw) after every batch.
+    with (tuples, draw) after every batch. `made`: joint samplers that are no method's own, by name.
     Raises Diverged for samples that are not finite, UserError for samples of a wrong name or shape.
     """
     device = torch.device(device)
@@ -172,7 +173,7 @@ def events(
                     synchronize(device)
                     began = time.perf_counter()
                     with autocast(device, precision):
-                        generated = _generate(method, draw, real, len(index))
+                        generated = _generate(method, draw, real, len(index), made or {})
                     synchronize(device)
                     cost.add(len(index), time.perf_counter() - began, peak_memory_mb(device))
                 generated = _checked(generated, draw, method.spec, len(index))
@@ -194,7 +195,11 @@ def events(
         method.train(was_training)
 
 
-def _generate(method: Method, draw: Draw, real: Batch, n: int) -> Batch:
+def _generate(
+    method: Method, draw: Draw, real: Batch, n: int, made: Mapping[str, Callable[[int], Batch]]
+) -> Batch:
+    if draw.sampler in made:
+        return made[draw.sampler](n)
     if draw.task == "joint":
         return method.joint_generate(n, draw.sampler, draw.steps)
     # Copies, so that a method that works in place cannot change what it is compared with.

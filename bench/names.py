@@ -6,6 +6,12 @@ from collections.abc import Iterable
 
 DEFAULT_PRESET = "paper"
 
+EX_POST = {"ex_post_normal": 1, "ex_post_mixture": 10}
+"""Joint samplers that the harness fits after training (`bench.ex_post`), with their numbers of components."""
+
+PRIORS = "priors"
+"""The table that compares them with a method's own samplers."""
+
 
 def closest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'beta'?` where a known name is near, else the list of known names."""

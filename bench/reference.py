@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import UsageError
+from bench.names import PRIORS
 
 PATH = Path(__file__).with_name("reference.toml")
 NOT_PRINTED = "n/a"
@@ -182,7 +183,7 @@ class Reference:
         """The parts of a table, `7`, `ablations` or `source/name`. Raises UsageError if unknown."""
         parts = [table for table in self.tables if name in (table.key, self.short_name(table))]
         if not parts:
-            names = ", ".join(dict.fromkeys(self.short_name(table) for table in self.tables))
+            names = ", ".join([*dict.fromkeys(self.short_name(table) for table in self.tables), PRIORS])
             raise UsageError(f"there is no published table '{name}'; choose one of {names}")
         return parts
 

@@ -16,6 +16,7 @@ from bench.device import autocast, hardware, pick_device
 from bench.errors import UsageError
 from bench.job import Options, Outcome
 from bench.listing import columns
+from bench.names import PRIORS
 from bench.progress import Reporter, duration
 from bench.provenance import versions
 from bench.randomness import derive, forked
@@ -45,12 +46,15 @@ def outcomes_text(outcomes: Sequence[Outcome]) -> str:
 def tables_text(name: str | None, results: Path, dataset: str | None, preset: str | None, style: str) -> str:
     """The comparison tables of a results folder, or a table of the paper."""
     from bench.paper_tables import paper_table
+    from bench.prior_table import prior_table
     from bench.render import render
     from bench.table import comparison_tables
 
     if not results.is_dir():
         raise UsageError(f"there is no results folder '{results}'; give one with --results or run something")
     records = find_runs(results)
+    if name == PRIORS:
+        return render(prior_table(records, preset, dataset), style).rstrip("\n")
     if name is not None:
         return render(paper_table(name, records, preset=preset, dataset=dataset), style).rstrip("\n")
     tables = comparison_tables(records, dataset=dataset, preset=preset)

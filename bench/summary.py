@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.config import NEUTRAL
+from bench.names import EX_POST
 from metrics.protocol import COLLAPSED, Score
 
 COMMON_BUDGET = ("quick", "fair", "fair-compute")
@@ -81,9 +82,9 @@ class Result:
 
     @property
     def samplers(self) -> list[str]:
-        """Names of the samplers that were scored, the default first."""
+        """Names of the method's samplers that were scored, the default first."""
         scores = [s for run in self.runs for s in run.scores if s.task in ("joint", "cross")]
-        return list(dict.fromkeys(s.sampler for s in scores if s.sampler))
+        return list(dict.fromkeys(s.sampler for s in scores if s.sampler and s.sampler not in EX_POST))
 
 
 @dataclass

@@ -37,35 +37,30 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 NAMES = tuple(ATTRIBUTES)
 
-# `size_1` and the like stand for a word. Which kinds of words follow each other tells the slots apart.
-_ONE, _TWO = "size_1 colour_1 shape_1", "size_2 colour_2 shape_2"
+# `=size_1` and the like stand for a word. Which kinds of words follow each other tells the slots apart.
+_ONE, _TWO = "=size_1 =colour_1 =shape_1", "=size_2 =colour_2 =shape_2"
 TEMPLATES: dict[int, tuple[str, ...]] = {
     1: (
-        f"a {_ONE} at the place_1 on a background background",
-        f"on a background background there is a {_ONE} at the place_1",
-        f"the picture shows one {_ONE} at the place_1 , the background is background",
-        f"at the place_1 a {_ONE} and nothing else on a background background",
+        f"there is a {_ONE} at the =place_1 and nothing else at all to be seen on a =background background",
+        f"here stands one {_ONE} near the =place_1 all by itself and far from any other "
+        "before a =background wall",
+        f"we see the {_ONE} in the =place_1 , the rest of this picture is empty on the =background ground",
+        f"picture of a {_ONE} by the =place_1 with no second shape anywhere beside that one "
+        "against a =background backdrop",
     ),
     2: (
-        f"a {_ONE} at the place_1 and a {_TWO} at the place_2 on a background background",
-        f"on a background background a {_ONE} at the place_1 is left of a {_TWO} at the place_2",
-        f"there is a {_ONE} at the place_1 and to its right a {_TWO} at the place_2 , the background is background",  # noqa: E501
-        f"at the place_1 a {_ONE} and at the place_2 a {_TWO} on a background background",
+        f"there is a {_ONE} at the =place_1 and a {_TWO} at the =place_2 on a =background background",
+        f"here stands one {_ONE} near the =place_1 beside one {_TWO} near the =place_2 "
+        "before a =background wall",
+        f"we see the {_ONE} in the =place_1 , the {_TWO} in the =place_2 on the =background ground",
+        f"picture of a {_ONE} by the =place_1 with a {_TWO} by the =place_2 against a =background backdrop",
     ),
 }
+"""Captions by number of objects. They differ in their words and not in where an attribute stands: the text
+decoders here choose all words at once. Across layouts their likeliest words would make no sentence, unless a
+latent told them the layout, which says nothing about the picture."""
 
-
-def _template(text: str) -> list[str]:
-    """The words of a template, those that stand for an attribute marked by `=`."""
-    words: list[str] = []
-    for word in text.split():
-        # The noun `background` follows the colour that `background` stands for, or precedes `is`.
-        noun = word == "background" and (words[-1:] == ["=background"] or words[-1:] == ["the"])
-        words.append(word if word not in NAMES or noun else f"={word}")
-    return words
-
-
-_TEMPLATES = {n: [_template(text) for text in texts] for n, texts in TEMPLATES.items()}
+_TEMPLATES = {n: [text.split() for text in texts] for n, texts in TEMPLATES.items()}
 _VALUES = [v for values in (*KINDS.values(), tuple(BACKGROUNDS)) for v in values]
 _OTHERS = sorted({w for ts in _TEMPLATES.values() for t in ts for w in t if not w.startswith("=")})
 VOCABULARY = Vocabulary((*SPECIAL, *_OTHERS, *_VALUES))

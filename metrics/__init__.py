@@ -5,6 +5,7 @@ METRIC_VERSION = "2"
 
 METRICS = {
     "coherence": "joint and cross coherence of digits or attributes, diversity, ceiling and judge accuracy",
+    "ex_post": "joint samples from a density fitted to encodings after training, scored by the metrics above",
     "latent": "accuracy of linear probes on the latents, per modality and joint (latent_acc)",
     "clustering": "agreement of a method's clusters with the labels, where it has any (cluster_acc, ...)",
     "fid": "Frechet Inception distance, kernel distance, precision and recall (fid_uncond, kid_t2i, ...)",

@@ -51,16 +51,32 @@ def test_every_caption_says_exactly_its_scene(seed: int) -> None:
     assert all(sentence and "<" not in sentence for sentence in sentences)
 
 
-def test_every_template_is_used_and_fits() -> None:
+def test_every_template_is_used() -> None:
     rng = np.random.default_rng(0)
-    drawn = draw_scenes(2000, rng)
-    lengths = (write_captions(drawn, rng) == END).argmax(1)
-    expected = {len(t) for ts in scenes._TEMPLATES.values() for t in ts}
-    assert set(lengths.tolist()) == expected and max(expected) <= 31
+    tokens = write_captions(draw_scenes(200, rng), rng).tolist()
+    for count, templates in scenes._TEMPLATES.items():
+        for template in templates:
+            fixed = [(i, VOCABULARY.ids[word]) for i, word in enumerate(template) if word[0] != "="]
+            assert any(all(caption[i] == word for i, word in fixed) for caption in tokens), (count, template)
+
+
+def test_attributes_stand_in_the_same_places_whatever_the_template() -> None:
+    rng = np.random.default_rng(0)
+    tokens = write_captions(draw_scenes(500, rng), rng)
+    ends = (tokens == END).argmax(1)
+    assert len(set(ends.tolist())) == 1 and ends[0] <= 31
+    # Words of different captions mixed position by position still make a caption that can be read.
+    for left, right in zip(tokens[:-1], tokens[1:], strict=True):
+        alone = [
+            read_captions(c[None])[0, NAMES.index("shape_2")] == len(scenes.SHAPES) for c in (left, right)
+        ]
+        if alone[0] == alone[1]:
+            mixed = np.where(rng.random(len(left)) < 0.5, left, right)
+            assert (read_captions(mixed[None]) >= 0).all()
 
 
 def test_a_caption_is_read_word_by_word() -> None:
-    text = "a large red circle at the top and a small blue cross at the bottom on a grey background"
+    text = "a large red circle at the top and a small blue cross near the bottom on a grey background"
     (found,) = read_captions(caption(text))
     meant = {
         "shape_1": "circle",
@@ -146,7 +162,7 @@ def test_counts_labels_and_words(tmp_path: Path, tiny: None) -> None:
         read = data.oracle.read(split.stored["caption"])
         assert all(torch.equal(read[a], split.labels[a]) for a in ATTRIBUTES)
     assert data.spec["caption"].vocabulary == len(VOCABULARY)
-    assert "background" in data.sentence(data.split("test").stored["caption"][0])
+    assert " the " in data.sentence(data.split("test").stored["caption"][0])
     assert "no number compares" in data.notes[0]
 
 

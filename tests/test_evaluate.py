@@ -7,7 +7,8 @@ from reference_methods import Copycat, OneTuple, RealTuples, ShuffledPairs
 from toy_data import ToyData, ToyJudges
 
 from bench.config import Plan
-from bench.evaluate import HEADLINES, encodings, evaluate
+from bench.encode import encodings
+from bench.evaluate import HEADLINES, evaluate
 from datasets.spec import DataSpec, Modality, Split, UserError
 from methods.base import Diverged
 from metrics import METRICS

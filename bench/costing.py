@@ -13,7 +13,7 @@ from bench.device import autocast
 from bench.generate import Draw, Usage, skipped
 from bench.optimise import losses_of, only, stage_groups
 from bench.randomness import derive, forked
-from bench.sampling_cost import draw_call, protocol_scores, sampling
+from bench.sampling_cost import cross_case, draw_call, protocol_scores, sampling
 from datasets.spec import Batch, Split, UserError
 from methods.base import Method, Progress, Stage
 from metrics.cost import (
@@ -148,7 +148,7 @@ def overhead(
 ) -> int:
     """Parameters that the sampler reads beyond encoders and decoders."""
     groups = {name: group.params for name, group in method.param_groups().items()}
-    one = draw_call(method, train, sampler, task, 2, method.spec.names[1:])
+    one = draw_call(method, train, sampler, task, 2, reconstruct=False)
     with forked(derive(0, "overhead")), torch.no_grad(), autocast(device, precision):
         return sampling_overhead(groups, one)
 
@@ -169,14 +169,11 @@ def _sampler_scores(
         seen = [_timed(method, sampler, task, train, device, precision)]
     seconds = sum(u.seconds for u in seen) / sum(u.tuples for u in seen)
     unit = f"per tuple, batch {min(seen[0].batch_size, seen[0].draw.n)}"
-    scores = [
+    return [
         cost_score("sampling_time_s", seconds, sum(u.tuples for u in seen), attribute=unit, **key),
         cost_score("nfe", method.nfe(sampler, task), **key),
         cost_score("param_overhead", extra, **key),
     ]
-    if device.type == "cuda":
-        scores.append(cost_score("peak_memory_mb", max(u.peak_mb for u in seen), attribute="sampling", **key))
-    return scores
 
 
 def _timed(
@@ -185,10 +182,10 @@ def _timed(
     """Usage of one small draw: batch 100, or all there is."""
     n, names = min(100, len(train)), method.spec.names
     call = draw_call(method, train, sampler, task, n)
-    reset_peak(device)
     seconds = sampling_time(method, call, device, precision, warmup=1, repeats=3)
-    draw = Draw(task, names[:1] if task == "cross" else (), names, sampler, n)  # type: ignore[arg-type]
-    return Usage(draw, n, 3 * n, 3, 3 * seconds, 3 * seconds, peak_memory_mb(device))
+    given = (cross_case(method.spec)[0],) if task == "cross" else ()
+    draw = Draw(task, given, names, sampler, n)  # type: ignore[arg-type]
+    return Usage(draw, n, 3 * n, 3, 3 * seconds, 3 * seconds)
 
 
 def _training_scores(

@@ -20,7 +20,6 @@ from bench.device import autocast, synchronize
 from bench.randomness import derive, forked
 from datasets.spec import Batch, DataSpec, Split, UserError
 from methods.base import Diverged, Method
-from metrics.cost import peak_memory_mb, reset_peak
 from metrics.fd_clf import spread_rows
 from metrics.protocol import Event
 
@@ -69,15 +68,13 @@ class Usage:
     batches: int = 0
     seconds: float = 0.0
     total_seconds: float = 0.0
-    peak_mb: float = 0.0
     _first: list[float] = field(default_factory=list)
 
-    def add(self, tuples: int, seconds: float, peak_mb: float) -> None:
+    def add(self, tuples: int, seconds: float) -> None:
         if self.batches == 1 and not self._first:
             self._first, self.tuples, self.batches, self.seconds = [self.seconds], 0, 0, 0.0
         self.tuples, self.batches = self.tuples + tuples, self.batches + 1
         self.seconds, self.total_seconds = self.seconds + seconds, self.total_seconds + seconds
-        self.peak_mb = max(self.peak_mb, peak_mb)
 
 
 def subsets(names: Sequence[str], kind: str) -> list[tuple[str, ...]]:
@@ -168,14 +165,13 @@ def events(
                 index = every[start : start + batch_size]
                 rows = (index % len(split)).to(next(iter(split.stored.values())).device)
                 real = {name: t.to(device) for name, t in split.batch(rows).items()}
-                reset_peak(device)
                 with forked(derive(seed, draw.name, str(start))), torch.no_grad():
                     synchronize(device)
                     began = time.perf_counter()
                     with autocast(device, precision):
                         generated = _generate(method, draw, real, len(index), made or {})
                     synchronize(device)
-                    cost.add(len(index), time.perf_counter() - began, peak_memory_mb(device))
+                    cost.add(len(index), time.perf_counter() - began)
                 generated = _checked(generated, draw, method.spec, len(index))
                 yield Event(
                     draw.task,

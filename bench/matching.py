@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -117,3 +117,23 @@ def row_command(variant: Variant, dataset: str, preset: str, flops: float | None
         changed["train.flops"] = f"{flops:.4g}"
     sets = "".join(f" --set {key}={value}" for key, value in changed.items())
     return f"bench run --method {variant.method} --dataset {dataset} --preset {preset}{sets}"
+
+
+def otherwise_planned(group: Group, others: Iterable[Group]) -> set[str]:
+    """Methods whose preset asks for another evaluation plan than the runs of `group`, and which were run so.
+
+    The same command again would make the same run, which does not belong in this group.
+    """
+    found = set()
+    for other in others:
+        if other.key.budget != group.key.budget or group.key.differences(other.key) != ["plan"]:
+            continue
+        for result in other.results:
+            own = [
+                r
+                for r in result.runs
+                if not any(k.startswith("plan.") for k in r.record.get("overrides") or {})
+            ]
+            if own and not result.overrides:
+                found.add(result.method)
+    return found

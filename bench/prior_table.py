@@ -8,7 +8,7 @@ from dataclasses import replace
 from bench.cells import Cell, Column, Row, Table, span
 from bench.errors import UsageError
 from bench.footer import data_notes
-from bench.matching import is_ablation
+from bench.matching import is_ablation, otherwise_planned
 from bench.names import EX_POST
 from bench.reference import reference
 from bench.registry import method_names
@@ -61,7 +61,8 @@ def prior_table(
             _fill(table, column, head, query, [(r, scored[id(r)], sampler) for r in results])
     absent = [r.method for r in results if not scored[id(r)] and not r.overrides]
     known = method_names() if methods is None else methods
-    missing = [m for m in known if m not in {r.method for r in results} | book.ablations]
+    here = {r.method for r in results} | book.ablations | otherwise_planned(group, others)
+    missing = [m for m in known if m not in here]
     table.rows += [Row(m, m, cells={c.key: Cell("missing") for c in table.columns}) for m in missing]
     table.rows.sort(key=lambda row: method_order(group.key.dataset, row.method))
     table.context = {"dataset": group.key.dataset, "preset": group.key.preset}

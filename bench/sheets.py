@@ -8,7 +8,7 @@ from typing import Literal
 
 from bench.cells import Table
 from bench.footer import data_notes, machine_text
-from bench.matching import budget_of, find_result, is_ablation, needed, row_command
+from bench.matching import budget_of, find_result, is_ablation, needed, otherwise_planned, row_command
 from bench.reference import SUITE, PublishedTable, Reference, Variant
 from bench.summary import Group, Result, Run, groups
 from bench.table import method_order
@@ -158,6 +158,7 @@ def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str
     preset = sheet.group.key.preset if sheet.group else "paper"
     dataset = sheet.group.key.dataset if sheet.group else sheet.part.dataset
     measured = {column.key for column in table.columns if column.origin == "measured"}
+    elsewhere = otherwise_planned(sheet.group, sheet.others) if sheet.group else set()
     plain: list[str] = []
     commands: list[str] = []
     for line in lines_of(sheet, sheet.part.methods):
@@ -174,7 +175,7 @@ def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str
             flops = budget_of(sheet.group, line.variant, sheet.book) if sheet.group else None
             command = row_command(line.variant, dataset, preset, flops)
             commands += [command] if command else []
-        else:
+        elif method not in elsewhere:
             plain.append(method)
     if plain:
         names = " ".join(f"--method {method}" for method in dict.fromkeys(plain))

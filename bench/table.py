@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from bench.cells import Cell, Column, Row, Table, span
 from bench.errors import UsageError
 from bench.footer import collapse_note, data_notes, machine_text, plan_text, result_notes, run_name
-from bench.matching import is_ablation
+from bench.matching import is_ablation, otherwise_planned
 from bench.reference import reference
 from bench.registry import method_names
 from bench.significance import evidence, mark_best
@@ -77,6 +77,9 @@ MEASURES: tuple[Measure, ...] = (
     _measure("nfe", "NFE cross", "lower", "plain", "cross", group="cost", key="nfe_cross"),
     _measure(
         "sampling_time_s", "s/sample cross", "lower", "seconds", "cross", group="cost", key="sampling_cross_s"
+    ),
+    _measure(
+        "peak_memory_mb", "MB joint", "lower", "seconds", "joint", group="cost", attribute=("sampling",)
     ),
     _measure("train_time_s_per_iter", "s/step", "lower", "seconds", group="cost"),
 )
@@ -162,7 +165,8 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
     if aside:
         count = sum(len(result.runs) for result in aside)
         table.notes.append(f"Ablations, {count} runs: `bench table ablations`, `bench table 3`, `9`.")
-    _add_missing(table, replace(group, results=compared), methods)
+    elsewhere = otherwise_planned(group, others)
+    _add_missing(table, replace(group, results=compared), [m for m in methods if m not in elsewhere])
     table.excluded = excluded_lines(group, others)
     hide_empty(table)
     return table

@@ -92,7 +92,7 @@ class COCO(CaptionedDataset):
     def _packed(self, packed: Path, records: Path) -> Source:
         def captions() -> dict[tuple[str, str], list[str]]:
             found = {}
-            for r in read_records(records, "split"):
+            for r in read_records(records, split=str):
                 split = "train" if str(r["split"]).startswith("train") else "test"
                 found[split, f"{r['image_id']:012d}"] = r["captions"][:CAPTIONS]
             return found

@@ -98,7 +98,7 @@ class CUB(CaptionedDataset):
         def captions() -> dict[tuple[str, str], list[str]]:
             return {
                 (split_of(int(r["class_id"])), f"{r['image_id']:05d}"): r["captions"]
-                for r in read_records(records, "class_id")
+                for r in read_records(records, class_id=int)
             }
 
         def pictures(wanted: set[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:

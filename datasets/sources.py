@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import tarfile
 import warnings
 import zipfile
@@ -34,7 +35,10 @@ def walk(source: Path, wanted: Any) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         yield from _folder(source, wanted)
         return
-    broken = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError)
+    # zipfile raises RuntimeError for what is encrypted.
+    broken = (
+        OSError, EOFError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError
+    )  # fmt: skip
     try:
         yield from _zip(source, wanted) if zipfile.is_zipfile(source) else _tar(source, wanted)
     except broken as error:
@@ -130,15 +134,16 @@ def read_text(content: bytes, where: str) -> str:
         return content.decode("latin-1")
 
 
-def read_records(path: Path, *more: str) -> list[dict[str, Any]]:
-    """A JSON list of objects with `image_id`, a list `captions`, and the keys `more`; else UserError."""
+def read_records(path: Path, **more: type) -> list[dict[str, Any]]:
+    """A JSON list of objects with an integer `image_id`, `captions`, and the keys `more`; else UserError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise read_error(error, path, "put the original file there") from error
+    kinds = {"image_id": int, **more}
     good = isinstance(value, list) and all(
-        isinstance(r, dict) and isinstance(r.get("image_id"), int) and isinstance(r.get("captions"), list)
-        and all(isinstance(c, str) for c in r["captions"]) and all(key in r for key in more)
+        isinstance(r, dict) and all(isinstance(r.get(key), kind) for key, kind in kinds.items())
+        and isinstance(r.get("captions"), list) and all(isinstance(c, str) for c in r["captions"])
         for r in value
     )  # fmt: skip
     if not good:
@@ -148,7 +153,7 @@ def read_records(path: Path, *more: str) -> list[dict[str, Any]]:
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an npz file, equally long, `images` uint8 `[N, H, W, 3]`; else UserError."""
+    """Arrays of an npz file, `images` uint8 `[N, H, W, 3]`, others whole numbers `[N]`; else UserError."""
     way_out = "put the original file there"
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -157,7 +162,8 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         raise UserError(f"'{path}' lacks the array {error}: {way_out}") from error
     except Exception as error:  # zipfile, zlib, numpy and the system each raise their own kinds
         raise UserError(f"'{path}' cannot be read ({error}): {way_out}") from error
-    images = found["images"]
-    if len({len(a) for a in found.values()}) != 1 or images.dtype != np.uint8 or images.shape[3:] != (3,):
+    images, numbers = found["images"], [a for name, a in found.items() if name != "images"]
+    pictures = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+    if not pictures or any(a.shape != images.shape[:1] or a.dtype.kind not in "iu" for a in numbers):
         raise UserError(f"'{path}' does not hold one RGB picture for every entry: {way_out}")
     return found

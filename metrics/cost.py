@@ -10,6 +10,7 @@ import math
 import resource
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,54 @@ class _Touched(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
                 self.seen.add(leaf.untyped_storage().data_ptr())
         return func(*args, **kwargs)
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of storages alive, `held` and those that operations make, and the most there were at once."""
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes: dict[int, int] = {}
+        for tensor in held:
+            self._add(tensor)
+        self.peak = self.now
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.now += self.sizes[key]
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                self._add(leaf)
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+def peak_call_mb(call: Callable[[], Any], module: nn.Module, device: torch.device) -> float:
+    """Highest memory use while `call` runs, in MB (2^20 bytes), the networks of `module` included.
+
+    On a GPU what torch's allocator had given out; on a CPU, where no allocator keeps count, the tensors that
+    were alive at once, without what a single operation needs for itself.
+    """
+    if device.type == "cuda":
+        reset_peak(device)
+        call()
+        return peak_memory_mb(device)
+    with _Alive([*module.parameters(), *module.buffers()]) as alive:
+        call()
+    return alive.peak / 2**20
 
 
 def parameters(module: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -261,13 +262,39 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
         refused(CUB(tmp_path / "cache", tmp_path / "data"), "damaged")
 
 
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    files = mini.cub_files()
+    mini.write(tmp_path / "data", {k: v for k, v in files.items() if "text" in k})
+    locked = bytearray(mini.zipped({k: v for k, v in files.items() if "images" in k}))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = locked.find(signature)
+        while at >= 0:
+            locked[at + flags] |= 1  # needs a password
+            at = locked.find(signature, at + 1)
+    (tmp_path / "data" / "CUB_200_2011.tgz").write_bytes(locked)
+    refused(CUB(tmp_path / "cache", tmp_path / "data"), "encrypted")
+
+
+def arrays(**replaced: np.ndarray) -> bytes:
+    """An npz file of two pictures, some of its arrays replaced."""
+    file = io.BytesIO()
+    plain = {"images": np.zeros((2, 4, 4, 3), np.uint8), "image_id": np.array([1, 2])}
+    np.savez(file, **{**plain, **replaced})
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
         ("cub_records.json", b"{}", "no list of records"),
         ("cub_records.json", b"[{", "cannot be read"),
         ("cub_records.json", b'[{"image_id": 1, "captions": ["a"]}]', "no list of records with .*class_id"),
+        ("cub_records.json", b'[{"image_id": 1, "captions": ["a"], "class_id": null}]', "no list of records"),
         ("cub_64.npz", b"hello", "cannot be read"),
+        ("cub_64.npz", arrays(image_id=np.array([0.5, 1.5])), "one RGB picture for every entry"),
+        ("cub_64.npz", arrays(image_id=np.array([[1], [2]])), "one RGB picture for every entry"),
+        ("cub_64.npz", arrays(image_id=np.array(7)), "one RGB picture for every entry"),
+        ("cub_64.npz", arrays(images=np.zeros((2, 4, 4), np.uint8)), "one RGB picture for every entry"),
     ],
 )
 def test_a_bad_packed_file(tmp_path: Path, file: str, content: bytes, words: str) -> None:

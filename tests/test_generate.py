@@ -143,10 +143,10 @@ def test_drawing_leaves_the_random_state_alone(method, data):
 def test_usage_leaves_out_the_warm_up_batch():
     usage = Usage(Draw("joint", (), ("a",), "s", 30), 10)
     for seconds in (5.0, 1.0, 1.0):
-        usage.add(10, seconds, 3.0)
+        usage.add(10, seconds)
     assert (usage.tuples, usage.batches, usage.seconds, usage.total_seconds) == (20, 2, 2.0, 7.0)
     single = Usage(Draw("joint", (), ("a",), "s", 30), 30)
-    single.add(30, 5.0, 3.0)
+    single.add(30, 5.0)
     assert (single.tuples, single.seconds) == (30, 5.0)
 
 
@@ -159,7 +159,6 @@ def test_usage_is_measured_for_every_draw(method, data, monkeypatch):
     collect(method, data.split("test"), batch_size=10, usage=usage)
     joint = next(u for u in usage if u.draw.task == "joint")
     assert joint.tuples == 20 and joint.seconds >= 0.04 and joint.total_seconds >= 0.06
-    assert joint.peak_mb > 1
     assert len(usage) == len(draws(method, PLAN, 50))
 
 
@@ -222,7 +221,7 @@ def test_draws_on_a_gpu_are_reproducible_and_leave_its_random_state_alone(method
     usage = []
     first = collect(method, data.split("test"), device="cuda", usage=usage)
     assert torch.equal(torch.rand(3, device="cuda"), expected)
-    assert first[0].real["a"].device.type == "cuda" and usage[0].peak_mb > 0
+    assert first[0].real["a"].device.type == "cuda"
     again = collect(method, data.split("test"), device="cuda")
     assert all(
         torch.equal(a.generated[n], b.generated[n])

@@ -10,10 +10,11 @@ from toy_data import ToyData
 from bench.config import Plan
 from bench.costing import cost_scores, step_cost
 from bench.generate import events
-from bench.sampling_cost import protocol_scores
+from bench.sampling_cost import cross_case, protocol_scores
+from datasets.spec import DataSpec, Modality
 from methods.base import Loss, Method, ParamGroup, Stage
 from metrics import cost as cost_module
-from metrics.cost import count_flops, parameters, sampling_overhead, timed_call
+from metrics.cost import count_flops, parameters, peak_call_mb, sampling_overhead, timed_call
 
 
 class Energetic(Method):
@@ -212,16 +213,58 @@ def test_sampling_is_timed_by_the_protocol_and_leaves_no_trace(method, data, mon
     torch.manual_seed(3)
     cpu = torch.device("cpu")
     scores = protocol_scores(method, data.split("train"), "gen", "joint", cpu, "fp32")
-    assert drawn == 13 * [("joint_generate", {"a": 100, "b": 100, "c": 100}, False)]
+    assert drawn == 14 * [("joint_generate", {"a": 100, "b": 100, "c": 100}, False)]  # one for the memory
     drawn.clear()
     scores += protocol_scores(method, data.split("val"), "gen", "cross", cpu, "fp32")
-    assert drawn == 13 * [("cross_generate", {"b": 100, "c": 100}, False)]
+    assert drawn == 14 * [("cross_generate", {"b": 100, "c": 100}, False)]
     assert torch.equal(torch.rand(2), expected) and method.training
     by = {(s.metric, s.task): s for s in scores}
     for task in ("joint", "cross"):
         batch, sample = by["sampling_batch_s", task], by["sampling_sample_s", task]
-        assert batch.attribute == sample.attribute == "batch 100, 3 warm-ups, mean of 10"
+        given = ", given a" if task == "cross" else ""
+        assert batch.attribute == sample.attribute == f"batch 100, 3 warm-ups, mean of 10{given}"
+        assert by["peak_memory_mb", task].value > 0
         assert batch.value == pytest.approx(100 * sample.value) and batch.n == 10
+
+
+def test_memory_is_that_of_the_tensors_alive_at_once():
+    module, cpu = torch.nn.Linear(256, 1024), torch.device("cpu")
+    weights, row = (256 * 1024 + 1024) / 2**18, 1024 * 1024 / 2**18  # MB of float32
+
+    def call(keep):
+        kept = []
+        for _ in range(5):
+            kept = kept[-keep:]
+            kept.append(torch.zeros(1024, 1024))
+            kept[-1].view(-1).add_(1)  # a view is no further memory
+
+    assert peak_call_mb(lambda: call(1), module, cpu) == pytest.approx(weights + 2 * row)
+    assert peak_call_mb(lambda: call(3), module, cpu) == pytest.approx(weights + 4 * row)
+    with torch.no_grad():
+        # Input of 1 MB, output of 4 MB.
+        peak = peak_call_mb(lambda: module(torch.zeros(1024, 256)), module, cpu)
+    assert peak == pytest.approx(weights + row / 4 + row)
+
+
+def test_a_chain_keeps_no_more_memory_the_longer_it_is():
+    module, cpu = torch.nn.Linear(64, 64), torch.device("cpu")
+
+    def chain(steps):
+        x = torch.zeros(128, 64)
+        for _ in range(steps):
+            x.requires_grad_()
+            (slope,) = torch.autograd.grad(module(x).tanh().sum(), x)
+            x = (x - 0.1 * slope).detach()
+
+    short, long = (peak_call_mb(lambda n=n: chain(n), module, cpu) for n in (3, 30))
+    assert long == pytest.approx(short)
+
+
+def test_of_captioned_pictures_the_caption_is_given():
+    picture, caption = Modality("image", "image", (3, 8, 8)), Modality("caption", "text", (32,), 50)
+    assert cross_case(DataSpec((picture, caption))) == ("caption", ("image",))
+    assert cross_case(DataSpec((picture, Modality("other", "image", (3, 8, 8))))) == ("image", ("other",))
+    assert cross_case(DataSpec((caption, Modality("more", "text", (32,), 50)))) == ("caption", ("more",))
 
 
 def test_a_step_that_fails_is_an_unavailable_cost(method, data, monkeypatch):

@@ -34,7 +34,7 @@ SMALL = [
     "plan.probe_train=60",
     "plan.probe_repeats=1",
     "plan.probe_full=false",
-    "plan.metrics=coherence,fd_clf",
+    "plan.metrics=coherence,fd_clf,ex_post",
 ]
 PAPER = ["network=cnn", "width=8", "energy_width=8", "data_steps=2", "latent_steps=2"]
 """What makes a run in each paper's own networks affordable here."""

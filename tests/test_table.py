@@ -371,3 +371,17 @@ def test_one_sentence_names_all_rows_whose_seeds_were_trained_by_other_code(tmp_
             (folder / "run.json").write_text(json.dumps({**record, "code": code}))
     (note,) = [note for note in only(tmp_path).notes if "different versions" in note]
     assert note == "The seeds of mmvae, mopoe were trained with different versions of their code."
+
+
+def test_no_command_is_printed_whose_run_is_there_with_a_plan_of_its_own(tmp_path):
+    common = ("mvae", "mmvae", "mvtcae")
+    for method in common:
+        write_run(tmp_path, method)
+    write_run(tmp_path, "mopoe", plan={"joint": 100})
+    (table,) = comparison_tables(find_runs(tmp_path), preset="quick", methods=(*common, "mopoe"))
+    assert table.commands == [] and {row.label for row in table.rows} == set(common)
+    assert any("mopoe" in line and "another evaluation plan (joint=100)" in line for line in table.excluded)
+    # A plan that somebody asked for is not the preset's: the plain command makes a run that belongs here.
+    write_run(tmp_path, "cmvae", plan={"joint": 100}, overrides={"plan.joint": 100})
+    (table,) = comparison_tables(find_runs(tmp_path), preset="quick", methods=(*common, "mopoe", "cmvae"))
+    assert table.commands == ["bench run --method cmvae --dataset polydigits --preset quick"]

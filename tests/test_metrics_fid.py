@@ -1,4 +1,7 @@
 import hashlib
+import json
+import subprocess
+import sys
 import urllib.request
 from dataclasses import replace
 
@@ -218,10 +221,25 @@ def test_the_network_is_torch_fidelity_s_and_takes_bytes_only(random_inception, 
         features("m0", images.float())
 
 
+def fidelity_command(generated, real, weights):
+    """What torch-fidelity's own command says of two folders of pictures."""
+    options = ["--cpu", "--fid", "--kid", "--prc", "--json", "--silent", "--no-cache", "--save-cpu-ram"]
+    named = {
+        "input1": generated,
+        "input2": real,
+        "kid-subset-size": 16,
+        "feature-extractor": "inception-v3-compat",  # else precision and recall would be VGG-16's
+        "feature-extractor-weights-path": weights,
+    }
+    options += [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-c", "from torch_fidelity.fidelity import main; main()", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
 @pytest.mark.slow
 def test_scores_are_those_of_torch_fidelity_on_the_same_files(random_inception, tmp_path, monkeypatch):
-    """FID, KID, precision and recall of two folders of PNG files, both sides reading one file of weights."""
-    torch_fidelity = pytest.importorskip("torch_fidelity")
+    """FID, KID, precision, recall of two folders of PNG files; both sides read these and one weight file."""
     path, _ = random_inception
     declare(path, monkeypatch)
     rng = np.random.default_rng(0)
@@ -233,21 +251,9 @@ def test_scores_are_those_of_torch_fidelity_on_the_same_files(random_inception, 
         (tmp_path / name).mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(tmp_path / name / f"{i:03d}.png")
-    theirs = torch_fidelity.calculate_metrics(
-        input1=str(tmp_path / "generated"),
-        input2=str(tmp_path / "real"),
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subset_size=16,
-        feature_extractor="inception-v3-compat",  # else precision and recall would be VGG-16's
-        save_cpu_ram=True,  # no worker processes
-        feature_extractor_weights_path=str(path),
-        cuda=False,
-        cache=False,
-        verbose=False,
-    )
-    tensors = {k: torch.from_numpy(v.transpose(0, 3, 1, 2).copy()) for k, v in sets.items()}
+    theirs = fidelity_command(tmp_path / "generated", tmp_path / "real", path)
+    read = {k: [np.asarray(Image.open(f)) for f in sorted((tmp_path / k).iterdir())] for k in sets}
+    tensors = {k: torch.from_numpy(np.stack(v).transpose(0, 3, 1, 2).copy()) for k, v in read.items()}
     spec = DataSpec((Modality("image", "image", (3, 24, 24)),))
     real = Split(spec, {"image": tensors["real"]}, {})
     metric = fid(real, None, fingerprint="x", cache=tmp_path, weights=path, judge="random weights")

@@ -215,3 +215,13 @@ def test_without_such_scores_the_table_says_how_to_get_them(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["table", "priors", "--results", str(tmp_path)])
     assert ended.value.code == 2 and "ex-post" in capsys.readouterr().err
+
+
+def test_a_method_whose_preset_does_without_densities_has_no_row(tmp_path):
+    here = records(tmp_path)
+    table = prior_table(here, methods=("mmvae", "mopoe", "ours", "diff_cmvae"))
+    assert table.row("diff_cmvae").cells  # polydigits asks for them
+    write_run(tmp_path, "mmvae", with_densities(coherence_scores(), 0.5, 0.6), dataset="shapes")
+    write_run(tmp_path, "diff_cmvae", dataset="shapes")
+    there = prior_table(find_runs(tmp_path), dataset="shapes", methods=("mmvae", "diff_cmvae"))
+    assert [row.label for row in there.rows] == ["mmvae"] and there.commands == []

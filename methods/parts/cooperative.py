@@ -52,10 +52,10 @@ class Cooperative(CooperativeSampling, Method):
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
-    at `warm_rate` times the learning rates; `fit_prior` fits a normal prior of z to draws of the posterior
-    (`FittedNormal`). For data with text: `text_weight` lambda of a caption's
-    log-likelihood, `text_state` and `text_scale` of the chain (see `text_state`). `energy_head`, see
-    `JointEnergy`.
+    at `warm_rate` times the learning rates; `fit_prior` fits the prior of z to draws of the posterior
+    (`FittedNormal`, or `FittedMixture` of `prior_components`). For data with text: `text_weight` lambda of a
+    caption's log-likelihood, `text_state` and `text_scale` of the chain (see `text_state`). `energy_head`,
+    see `JointEnergy`.
 
     For ablations: `data_start` of the data chain, the generator's draw or noise, U[-1, 1]; `latent_start`
     of the latent chain, the inference model's draw or the prior's; `warm_start` = 1 is the VAE part alone.
@@ -128,6 +128,7 @@ class Cooperative(CooperativeSampling, Method):
         text_scale: float = 1.0,
         energy_head: str = "linear",
         fit_prior: bool = False,
+        prior_components: int = 1,
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -147,7 +148,7 @@ class Cooperative(CooperativeSampling, Method):
             {m.name: ExpertEncoder(m, latent, self.private, "gaussian", *backbone) for m in spec}
         )
         self.generators = nn.ModuleDict({m.name: build_decoder(m, size, *backbone) for m in spec})
-        self.priors = FittedPriors(self.shared_blocks() if fit_prior else (), latent)
+        self.priors = FittedPriors(self.shared_blocks() if fit_prior else (), latent, prior_components)
         self.texts = TextStates(self.words(), text_scale, text_state)
         if warm_start < 1:
             form = (energy_width, stem_width, stem_stride, spectral_norm, self.texts.sizes, energy_head)

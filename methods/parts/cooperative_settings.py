@@ -7,7 +7,7 @@ from typing import Any
 
 POSITIVE = ("latent", "width", "energy_width", "stem_width", "stem_stride", "data_step_size",
             "latent_step_size", "sigma", "lr_energy", "lr_generator", "lr_inference",
-            "warm_rate", "text_scale")  # fmt: skip
+            "warm_rate", "text_scale", "prior_components")  # fmt: skip
 NOT_NEGATIVE = ("energy_penalty", "data_steps", "data_noise", "latent_steps", "latent_noise",
                 "latent_max_drift", "generator_on_data", "generator_on_revised", "inference_on_data",
                 "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta",
@@ -32,5 +32,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("log_variance_low must lie below log_variance_high")
     if settings["fit_prior"] and settings["prior"] != "gaussian":
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
+    if settings["prior_components"] > 1 and not settings["fit_prior"]:
+        raise ValueError("prior_components shape a fitted prior; give fit_prior=true with more than one")
     if settings["temper_energy_loss"] and not settings["data_noise"]:
         raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")

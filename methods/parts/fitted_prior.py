@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from methods.parts.fitted_mixture import FittedMixture
+
 DECAY = 0.99
 """Of the running moments: they remember about a hundred batches."""
 
@@ -69,16 +71,25 @@ class FittedNormal(nn.Module):
         for buffer, value in ((self.mean, mean), (self.root, root), (self.inverse, inverse)):
             buffer.copy_(torch.where(sound, value.to(buffer.dtype), buffer))
 
+    def terms(self) -> dict[str, Tensor]:
+        """For the log: mean |mu| and mean log scale."""
+        return {"prior_mean": self.mean.abs().mean(), "prior_log_scale": self.root.diagonal().log().mean()}
+
 
 class FittedPriors(nn.Module):
-    """A fitted prior for each of the latent `blocks`, by name; none for no blocks."""
+    """A fitted prior for each of the latent `blocks`, by name; none for no blocks.
 
-    def __init__(self, blocks: Iterable[str], size: int) -> None:
+    A normal distribution, or a mixture of several `components`.
+    """
+
+    def __init__(self, blocks: Iterable[str], size: int, components: int = 1) -> None:
         super().__init__()
         self.blocks = list(blocks)
-        self.normals = nn.ModuleList(FittedNormal(size) for _ in self.blocks)
+        self.normals = nn.ModuleList(
+            FittedNormal(size) if components == 1 else FittedMixture(size, components) for _ in self.blocks
+        )
 
-    def of(self, block: str) -> FittedNormal | None:
+    def of(self, block: str) -> FittedNormal | FittedMixture | None:
         """The prior of a block, else the one that `z.m0` and `z.m1` share as `z`, else None: not fitted."""
         for name in (block, block.partition(".")[0]):
             if name in self.blocks:
@@ -99,9 +110,6 @@ class FittedPriors(nn.Module):
                 normal.settle()
 
     def terms(self) -> dict[str, Tensor]:
-        """For the log: mean |mu| and mean log scale of every fitted prior."""
-        found = {}
-        for block, normal in zip(self.blocks, self.normals, strict=True):
-            found[f"prior_mean.{block}"] = normal.mean.abs().mean()
-            found[f"prior_log_scale.{block}"] = normal.root.diagonal().log().mean()
-        return found
+        """For the log, of every fitted prior."""
+        pairs = zip(self.blocks, self.normals, strict=True)
+        return {f"{name}.{block}": value for block, prior in pairs for name, value in prior.terms().items()}

@@ -223,6 +223,12 @@ def test_the_vae_part_alone_finds_its_components_in_its_last_step() -> None:
     assert method.priors.of("z").found
 
 
-def test_components_without_a_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="fit_prior=true"):
-        Ours(SPEC, **{**SMALL, "prior_components": 3})
+def test_without_a_fit_the_number_of_components_means_nothing() -> None:
+    method = Ours(SPEC, **{**SMALL, "prior_components": 3})
+    assert not method.priors.blocks and method.priors.of("z") is None
+
+
+@pytest.mark.parametrize("components", [0, -2])
+def test_a_mixture_has_components(components: int) -> None:
+    with pytest.raises(ValueError, match="prior_components"):
+        Ours(SPEC, **{**SMALL, "fit_prior": True, "prior_components": components})

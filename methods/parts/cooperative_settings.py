@@ -32,7 +32,5 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("log_variance_low must lie below log_variance_high")
     if settings["fit_prior"] and settings["prior"] != "gaussian":
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
-    if settings["prior_components"] > 1 and not settings["fit_prior"]:
-        raise ValueError("prior_components shape a fitted prior; give fit_prior=true with more than one")
     if settings["temper_energy_loss"] and not settings["data_noise"]:
         raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")

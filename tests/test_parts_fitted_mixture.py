@@ -184,6 +184,22 @@ def test_a_stored_mixture_goes_on_where_it_was() -> None:
     )
 
 
+def test_going_back_to_a_state_without_components_finds_them_anew() -> None:
+    """As the harness does, which tries a step of every stage before it trains."""
+    prior = FittedMixture(3, 3)
+    before = copy.deepcopy(prior.state_dict())
+    for _ in range(12):
+        prior.track(draws(60))
+        prior.settle()
+    assert prior.found
+    prior.load_state_dict(before)
+    assert not prior.found
+    for _ in range(12):
+        prior.track(draws(60))
+        prior.settle()
+    assert torch.cdist(prior.means, prior.means).sum() > 1, "components differ"
+
+
 # -- in `ours`
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class FittedMixture(nn.Module):
         """Whether there are components; asks the device only as long as there are none."""
         self._found = self._found or bool((self.weight > 0).any())
         return self._found
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._found = False  # what is loaded may be older
 
     @property
     def mean(self) -> Tensor:

@@ -14,11 +14,11 @@ Losses     energy     E_data[U(x)] - E[U(x-)]                                   
 
 x- and z+ are the ends of the chains and constants for every loss; `Cooperative` transcribes the steps.
 
-Not in P1: with `fit_prior` p_0(z) is fitted to the z+ of training, the M step of EM in closed form. One normal
-distribution (`FittedNormal`) is for X the same model as N(0, I) with an affine map before the generator. A
-mixture of `prior_components` (`FittedMixture`) is more than that: it follows the clusters of the posterior,
-between which the draws of a single normal fall. In short training gradients hardly move z+ from where the
-warm start left it, and draws of N(0, I) decode to textures (docs/results.md).
+Not in P1: with `fit_prior` p_0(z) is fitted to the z+ of training, the M step of EM in closed form. One
+normal distribution (`FittedNormal`) is for X the same model as N(0, I) with an affine map before the
+generator. A mixture of `prior_components` (`FittedMixture`) is more than that: it follows the clusters of the
+posterior, between which draws of a single normal fall. In short training gradients hardly move z+ from where
+the warm start left it, and draws of N(0, I) decode to textures (docs/results.md).
 """
 
 from __future__ import annotations

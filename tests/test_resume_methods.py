@@ -50,12 +50,14 @@ FITTED = {"fit_prior": True, "warm_start": 0.3}
     [
         *((name, {}) for name in method_names()),
         ("ours", FITTED),
+        ("ours", FITTED | {"prior_components": 3}),
         ("ours_w", FITTED | {"private_from_prior": 0.5}),
     ],
 )
 def test_a_crash_changes_nothing(
     name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("methods.parts.fitted_mixture.RECENT", 40)  # components before the crash
     kind = load_method_class(name)
     whole = run(kind, tmp_path / "whole", **settings)
     original, calls = kind.forward, [0]

@@ -32,7 +32,7 @@ ENCODED = 5000
 """Training tuples whose encodings a density is fitted to."""
 
 JITTER = 1e-6
-"""Added to every variance, as in scikit-learn's mixtures; latents that are not used do not vary."""
+"""Added to every relative variance, as in scikit-learn's mixtures; latents that are not used do not vary."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,18 @@ def fit(z: Tensor, components: int, seed: int) -> NormalMixture:
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.mixture import GaussianMixture
 
+    # In units of the encodings, so that the jitter means the same for small and large ones.
+    centre, unit = z.double().mean(0), z.double().std(0).clamp_min(JITTER)
     model = GaussianMixture(min(components, len(z)), reg_covar=JITTER, random_state=seed)
     with warnings.catch_warnings():
         # Of encodings with fewer distinct values than components, or of EM that stops after its 100 steps.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(z.double().numpy())
+        model.fit(((z.double() - centre) / unit).numpy())
     weights, means, covariances = (
         torch.from_numpy(found) for found in (model.weights_, model.means_, model.covariances_)
     )
-    return NormalMixture(weights.float(), means.float(), torch.linalg.cholesky(covariances).float())
+    roots = unit.unsqueeze(1) * torch.linalg.cholesky(covariances)
+    return NormalMixture(weights.float(), (centre + unit * means).float(), roots.float())
 
 
 def density_samplers(

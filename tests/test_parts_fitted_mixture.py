@@ -137,15 +137,19 @@ def FittedOne(z: torch.Tensor) -> MultivariateNormal:  # noqa: N802
     return MultivariateNormal(z.mean(0), torch.cov(z.T))
 
 
-def test_a_component_that_nothing_belongs_to_stays_sound() -> None:
+def test_a_component_that_nothing_belongs_to_stays_where_it_was() -> None:
     prior = fitted(40)
+    order = [int((prior.means - centre).norm(dim=1).argmin()) for centre in CENTRES]
+    before = prior.means.clone()
     torch.manual_seed(2)
-    for _ in range(3000):
+    for _ in range(3500):
         prior.track(CENTRES[0] + 0.3 * torch.randn(60, 3))
         prior.settle()
-    z = draws(50)
-    assert bool(torch.isfinite(prior.log_prob(z)).all()) and bool(torch.isfinite(prior.sample(1000)).all())
-    assert float(prior.terms()["prior_components"]) < 3.001
+    assert float(prior.terms()["prior_components"]) == pytest.approx(1, abs=1e-3)
+    assert prior.weight[order[1]] < 1e-9 and prior.weight[order[2]] < 1e-9
+    torch.testing.assert_close(prior.means[order[1:]], before[order[1:]], atol=0.5, rtol=0)
+    assert bool(torch.isfinite(prior.log_prob(draws(50))).all())
+    assert (prior.sample(1000) - CENTRES[0]).norm(dim=1).max() < 3
 
 
 def test_draws_that_do_not_vary_are_no_trouble() -> None:
@@ -168,6 +172,22 @@ def test_bf16_changes_nothing() -> None:
         mixed.settle()
         assert mixed.log_prob(z).dtype == mixed.sample(2).dtype == torch.float32
         torch.testing.assert_close(mixed.log_prob(z), usual.log_prob(z))
+        assert mixed.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_components_are_found_whatever_the_unit(scale: float) -> None:
+    torch.manual_seed(0)
+    prior = FittedMixture(3, 3)
+    for _ in range(12):
+        prior.track(draws(60) * scale)
+        prior.settle()
+    order = [int((prior.means / scale - centre).norm(dim=1).argmin()) for centre in CENTRES]
+    assert sorted(order) == [0, 1, 2]
+
+
+def test_the_numbers_of_a_mixture_are_those_that_are_free() -> None:
+    assert [n for _, n in FittedMixture(4, 3).numbers] == [2, 12, 30]
 
 
 def test_a_stored_mixture_goes_on_where_it_was() -> None:

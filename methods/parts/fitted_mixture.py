@@ -17,6 +17,9 @@ RECENT = 5000
 
 JITTER = 1e-6
 
+STARVED = 1e-9
+"""Weight below which nothing belongs to a component."""
+
 
 class FittedMixture(nn.Module):
     """p_0(z) = sum_k pi_k N(mu_k, S_k), N(0, I) until the components have been found.
@@ -46,22 +49,30 @@ class FittedMixture(nn.Module):
         self.register_buffer("products", torch.zeros(components, size, size, dtype=torch.float64))
         self.register_buffer("recent", torch.zeros(RECENT, size))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self._found = False
+        self._found: bool | None = False
 
     @property
     def found(self) -> bool:
-        """Whether there are components; asks the device only as long as there are none."""
-        self._found = self._found or bool((self.weight > 0).any())
+        """Whether there are components; the device is asked once after loading, not in every step."""
+        if self._found is None:
+            self._found = bool((self.weight > 0).any())
         return self._found
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._found = False  # what is loaded may be older
+        self._found = None
 
     @property
     def mean(self) -> Tensor:
         """Mean `[D]` of the whole mixture."""
-        return self.log_share.exp() @ self.means
+        with torch.autocast(self.means.device.type, enabled=False):
+            return self.log_share.exp() @ self.means
+
+    @property
+    def numbers(self) -> list[tuple[Tensor, int]]:
+        """What draws depend on, each tensor with how many free numbers it holds."""
+        k, d = self.means.shape
+        return [(self.log_share, k - 1), (self.means, k * d), (self.roots, k * d * (d + 1) // 2)]
 
     def sample(self, n: int) -> Tensor:
         """Draws `[n, D]` from torch's global generator."""
@@ -74,7 +85,8 @@ class FittedMixture(nn.Module):
         """log pi_k + log N(z; mu_k, S_k) of z `[..., D]`, `[..., K]`."""
         with torch.autocast(self.means.device.type, enabled=False):
             centred = z.float().unsqueeze(-2) - self.means
-            white = (self.inverses @ centred.unsqueeze(-1)).squeeze(-1)
+            # Not `inverses @ centred`: broadcasting would copy every inverse for every z.
+            white = torch.einsum("kij,...kj->...ki", self.inverses, centred)
         log_scale = self.roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = 0.5 * self.size * math.log(2 * math.pi)
         return self.log_share - 0.5 * white.square().sum(-1) - log_scale - constant
@@ -103,16 +115,18 @@ class FittedMixture(nn.Module):
         if not self.found:
             self._find()
         share = self.weight / self.weight.sum()
-        weight = self.weight.clamp_min(1e-9)
-        means = self.sum / weight.unsqueeze(1)
+        weight = self.weight.clamp_min(STARVED)
+        fed = (self.weight > STARVED).unsqueeze(1)  # else sums are rounding, and the mean stays where it was
+        means = torch.where(fed, self.sum / weight.unsqueeze(1), self.means.double())
         within = self.products / weight.view(-1, 1, 1) - means.unsqueeze(2) * means.unsqueeze(1)
+        within = torch.where(fed.unsqueeze(2), within, torch.zeros_like(within))
         pooled = torch.einsum("k,kij->ij", share, within)
         pull = (self.size / (weight + self.size)).view(-1, 1, 1)
         one = torch.eye(self.size, dtype=torch.float64, device=means.device)
         roots, trouble = torch.linalg.cholesky_ex((1 - pull) * within + pull * pooled + JITTER * one)
         inverses = torch.linalg.solve_triangular(roots, one.expand_as(roots), upper=False)
         sound = trouble == 0  # else, by rounding, no covariance: the component stays as it is
-        self.log_share.copy_(share.clamp_min(1e-9).log())
+        self.log_share.copy_(share.clamp_min(STARVED).log())
         self.means.copy_(torch.where(sound.unsqueeze(1), means.float(), self.means))
         for buffer, value in ((self.roots, roots), (self.inverses, inverses)):
             buffer.copy_(torch.where(sound.view(-1, 1, 1), value.float(), buffer))
@@ -123,13 +137,16 @@ class FittedMixture(nn.Module):
         from sklearn.mixture import GaussianMixture
 
         z = self.recent.double().cpu()
+        # Which draws belong together is no matter of units, and EM is safer in those of the draws.
+        z_unit = (z - z.mean(0)) / z.std(0).clamp_min(JITTER)
         model = GaussianMixture(len(self.means), reg_covar=JITTER, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # EM goes on in training
-            belongs = torch.from_numpy(model.fit(z.numpy()).predict_proba(z.numpy()))
+            belongs = torch.from_numpy(model.fit(z_unit.numpy()).predict_proba(z_unit.numpy()))
         self.weight.copy_(belongs.sum(0))
         self.sum.copy_(belongs.T @ z)
         self.products.copy_(torch.einsum("bk,bi,bj->kij", belongs, z, z))
+        self._found = True
 
     def terms(self) -> dict[str, Tensor]:
         """For the log: mean |mean|, mean log scale, exp(entropy of pi): how many components are in use."""

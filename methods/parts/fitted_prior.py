@@ -71,6 +71,12 @@ class FittedNormal(nn.Module):
         for buffer, value in ((self.mean, mean), (self.root, root), (self.inverse, inverse)):
             buffer.copy_(torch.where(sound, value.to(buffer.dtype), buffer))
 
+    @property
+    def numbers(self) -> list[tuple[Tensor, int]]:
+        """What draws depend on, each tensor with how many free numbers it holds."""
+        d = len(self.mean)
+        return [(self.mean, d), (self.root, d * (d + 1) // 2)]
+
     def terms(self) -> dict[str, Tensor]:
         """For the log: mean |mu| and mean log scale."""
         return {"prior_mean": self.mean.abs().mean(), "prior_log_scale": self.root.diagonal().log().mean()}

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from bench.names import DEFAULT_PRESET, closest
-from metrics import METRICS
+from metrics import DRAWN, METRICS
 
 PRESETS = Path(__file__).parent / "presets"
 TABLES = ("train", "plan", "hyper")
@@ -163,6 +163,8 @@ def build(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     for name in getattr(result, "metrics", ()):
         if name not in METRICS:
             raise _error(f"unknown metric '{name}'{closest(name, METRICS)}")
+    if "ex_post" in getattr(result, "metrics", ()) and not set(DRAWN) & set(result.metrics):
+        raise _error(f"ex_post draws samples that nothing scores; name one of {', '.join(DRAWN)} too")
     return result
 
 

@@ -150,7 +150,7 @@ def overhead(
     groups = {name: group.params for name, group in method.param_groups().items()}
     one = draw_call(method, train, sampler, task, 2, reconstruct=False)
     with forked(derive(0, "overhead")), torch.no_grad(), autocast(device, precision):
-        return sampling_overhead(groups, one)
+        return sampling_overhead(groups, one, method.fitted)
 
 
 def _sampler_scores(

@@ -23,7 +23,7 @@ from bench.names import closest
 from bench.randomness import derive, forked
 from datasets.spec import Dataset, DataSpec, Split, UserError
 from methods.base import Method
-from metrics import METRICS
+from metrics import DRAWN, METRICS
 from metrics.attributes import AttributeMetric
 from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
@@ -69,6 +69,13 @@ def check_metrics(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in METRICS:
             raise UserError(f"unknown metric '{name}'{closest(name, METRICS)}")
+
+
+def together(missing: tuple[str, ...], planned: tuple[str, ...]) -> tuple[str, ...]:
+    """The planned metrics to compute where `missing` ones are: `ex_post` and what scores it go together."""
+    if "ex_post" in planned and {*DRAWN, "ex_post"} & set(missing):
+        missing = (*missing, *DRAWN, "ex_post")
+    return tuple(name for name in planned if name in missing)
 
 
 def find_judges(data: Dataset, cache: Path, device: torch.device | str = "cpu") -> tuple[Any | None, str]:
@@ -235,7 +242,7 @@ def _event_metrics(
     seed: int,
 ) -> list[EventMetric]:
     """The metrics of the plan that can be had; the others leave their reason in `result`."""
-    wanted = [name for name in ("coherence", "fd_clf", "fid", "clip") if name in plan.metrics]
+    wanted = [name for name in DRAWN if name in plan.metrics]
     found: list[EventMetric] = []
     reason = "no judges were given"
     if judges == "find" and ("coherence" in wanted or "fd_clf" in wanted):

@@ -17,7 +17,7 @@ from bench.build import Initial, build_method, load_weights, parameter_counts, s
 from bench.config import RunConfig
 from bench.device import hardware
 from bench.errors import UsageError
-from bench.evaluate import HEADLINES
+from bench.evaluate import HEADLINES, together
 from bench.progress import Reporter
 from bench.provenance import code_hash, git_revision, now, versions
 from bench.registry import load_method_class
@@ -286,7 +286,8 @@ class Job:
         except UserError:
             stored = []
         have = have if stored else {}
-        return tuple(n for n in self.config.plan.metrics if have.get(n) != self._metric_fingerprint(n))
+        planned = self.config.plan.metrics
+        return together(tuple(n for n in planned if have.get(n) != self._metric_fingerprint(n)), planned)
 
     def _score(self, method: Method, names: tuple[str, ...]) -> None:
         """Compute the missing metrics, add them to the others, draw the grid, finish the record."""

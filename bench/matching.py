@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.config import resolve
 from bench.reference import Reference, Variant
-from bench.summary import Group, Result, Run, given
+from bench.summary import Group, Result, Run, canonical, defaults, given
 from datasets.spec import UserError
 
 PAPER_STEPS = 30
@@ -61,7 +61,9 @@ def fits(result: Result, variant: Variant, group: Group, budget: float | None = 
 
 
 def _has(run: Run, hyper: Mapping[str, Any]) -> bool:
-    have = (run.record.get("config") or {}).get("hyper") or {}
+    # A record that is older than a hyper-parameter was made with what is now its default.
+    known = defaults(str(run.record.get("method", "")))
+    have = {**known, **((run.record.get("config") or {}).get("hyper") or {})}
     return all(have.get(key) == value for key, value in hyper.items())
 
 
@@ -124,16 +126,18 @@ def otherwise_planned(group: Group, others: Iterable[Group]) -> set[str]:
 
     The same command again would make the same run, which does not belong in this group.
     """
-    found = set()
-    for other in others:
-        if other.key.budget != group.key.budget or group.key.differences(other.key) != ["plan"]:
-            continue
-        for result in other.results:
-            own = [
-                r
-                for r in result.runs
-                if not any(k.startswith("plan.") for k in r.record.get("overrides") or {})
-            ]
-            if own and not result.overrides:
-                found.add(result.method)
-    return found
+    return {
+        result.method
+        for other in others
+        if other.key.budget == group.key.budget and group.key.differences(other.key) == ["plan"]
+        for result in other.results
+        if result.runs and not result.overrides and other.key.plan == _planned(result.method, other)
+    }
+
+
+def _planned(method: str, group: Group) -> str:
+    """The plan that the preset of a group has for a method, as keys of groups hold it; "" for no preset."""
+    try:
+        return canonical(resolve(method, group.key.dataset, group.key.preset).plan.identity())
+    except UserError:  # a method, data set or preset that is not here
+        return ""

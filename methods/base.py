@@ -160,6 +160,11 @@ class Method(nn.Module):
         return (Stage("train", tuple(self.param_groups())),)
 
     @property
+    def fitted(self) -> Sequence[tuple[Tensor, int]]:
+        """Tensors that samplers read and no optimiser trains, each with how many free numbers it holds."""
+        return ()
+
+    @property
     def gradients(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Stage -> part of the loss -> parameter groups that receive gradient from it."""
         return {stage.name: {"total": stage.groups} for stage in self.stages}

@@ -15,3 +15,6 @@ METRICS = {
     "cost": "parameters, overhead, seconds and network evaluations per sample, step time, memory, FLOPs",
 }
 """The names that `plan.metrics` may hold, each with one line on what it measures."""
+
+DRAWN = ("coherence", "fd_clf", "fid", "clip")
+"""Those that score samples, the ones of `ex_post` among them."""

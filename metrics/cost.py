@@ -129,14 +129,17 @@ class _Alive(TorchDispatchMode):
 def peak_call_mb(call: Callable[[], Any], module: nn.Module, device: torch.device) -> float:
     """Highest memory use while `call` runs, in MB (2^20 bytes), the networks of `module` included.
 
-    On a GPU what torch's allocator had given out; on a CPU, where no allocator keeps count, the tensors that
-    were alive at once, without what a single operation needs for itself.
+    On a GPU what torch's allocator gave out during the call; on a CPU, where no allocator keeps count, the
+    tensors that were alive at once, without what a single operation needs for itself.
     """
+    own = [*module.parameters(), *module.buffers()]
     if device.type == "cuda":
         reset_peak(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        return peak_memory_mb(device)
-    with _Alive([*module.parameters(), *module.buffers()]) as alive:
+        used = torch.cuda.max_memory_allocated(device) - before
+        return (used + sum(t.untyped_storage().nbytes() for t in own)) / 2**20
+    with _Alive(own) as alive:
         call()
     return alive.peak / 2**20
 
@@ -146,17 +149,23 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def sampling_overhead(groups: Mapping[str, Iterable[nn.Parameter]], sample: Callable[[], Any]) -> int:
-    """Parameters of the groups `prior`, `energy`, `diffusion` that `sample()` really reads.
+def sampling_overhead(
+    groups: Mapping[str, Iterable[nn.Parameter]],
+    sample: Callable[[], Any],
+    fitted: Iterable[tuple[Tensor, int]] = (),
+) -> int:
+    """Parameters of the groups `prior`, `energy`, `diffusion`, and `fitted` numbers, that `sample()` reads.
 
-    So a sampler that leaves the energy network alone has no overhead, although the method owns one.
+    So a sampler that leaves the energy network alone has no overhead, although the method owns one. fitted:
+    tensors that no optimiser trains, each with how many free numbers it holds.
     """
-    extra = {p for name in OVERHEAD_GROUPS for p in groups.get(name, ())}
+    extra: dict[Tensor, int] = {p: p.numel() for name in OVERHEAD_GROUPS for p in groups.get(name, ())}
+    extra |= dict(fitted)
     if not extra:
         return 0
     with _Touched(extra) as touched:
         sample()
-    return sum(p.numel() for p in extra if p.untyped_storage().data_ptr() in touched.seen)
+    return sum(n for t, n in extra.items() if t.untyped_storage().data_ptr() in touched.seen)
 
 
 @dataclass(frozen=True)

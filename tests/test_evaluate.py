@@ -8,7 +8,7 @@ from toy_data import ToyData, ToyJudges
 
 from bench.config import Plan
 from bench.encode import encodings
-from bench.evaluate import HEADLINES, evaluate
+from bench.evaluate import HEADLINES, evaluate, together
 from datasets.spec import DataSpec, Modality, Split, UserError
 from methods.base import Diverged
 from metrics import METRICS
@@ -256,3 +256,12 @@ def test_judges_are_found_trained_and_kept(data, tmp_path, monkeypatch):
     assert by["fd_clf_cond", "cross"].value >= 0
     monkeypatch.setattr(judges, "train_digit_classifier", None)  # the second time they come from the cache
     assert run(RealTuples, data, tmp_path, plan, judges="find").judges == first.judges
+
+
+def test_ex_post_samples_and_what_scores_them_are_computed_together():
+    planned = ("coherence", "latent", "fd_clf", "ex_post")
+    assert together(("ex_post",), planned) == ("coherence", "fd_clf", "ex_post")
+    assert together(("fd_clf",), planned) == ("coherence", "fd_clf", "ex_post")
+    assert together(("latent",), planned) == ("latent",)
+    assert together((), planned) == ()
+    assert together(("fd_clf",), planned[:3]) == ("fd_clf",)

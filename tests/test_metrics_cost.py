@@ -227,6 +227,14 @@ def test_sampling_is_timed_by_the_protocol_and_leaves_no_trace(method, data, mon
         assert batch.value == pytest.approx(100 * sample.value) and batch.n == 10
 
 
+def test_fitted_numbers_count_where_a_sampler_reads_them():
+    weight, table, unread = nn.Parameter(torch.ones(3)), torch.ones(4, 4), torch.ones(9)
+    found = sampling_overhead(
+        {"prior": [weight]}, lambda: weight.sum() + table[1].sum(), [(table, 10), (unread, 9)]
+    )
+    assert found == 13
+
+
 def test_memory_is_that_of_the_tensors_alive_at_once():
     module, cpu = torch.nn.Linear(256, 1024), torch.device("cpu")
     weights, row = (256 * 1024 + 1024) / 2**18, 1024 * 1024 / 2**18  # MB of float32

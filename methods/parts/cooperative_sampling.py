@@ -29,6 +29,10 @@ class CooperativeSampling:
     }
     chains: ClassVar[tuple[str, ...]] = ("data", "posterior")
 
+    @property
+    def fitted(self) -> list[tuple[Tensor, int]]:
+        return self.priors.numbers
+
     def encode(self, given: Batch) -> dict[str, Tensor]:
         experts = self.experts(to_model(given))
         own = {f"w.{name}": e.w.location for name, e in experts.items() if e.w is not None}

@@ -115,6 +115,11 @@ class FittedPriors(nn.Module):
             if self.training:
                 normal.settle()
 
+    @property
+    def numbers(self) -> list[tuple[Tensor, int]]:
+        """Those of all fitted priors."""
+        return [pair for prior in self.normals for pair in prior.numbers]
+
     def terms(self) -> dict[str, Tensor]:
         """For the log, of every fitted prior."""
         pairs = zip(self.blocks, self.normals, strict=True)

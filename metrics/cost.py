@@ -110,7 +110,7 @@ class _Alive(TorchDispatchMode):
         if key not in self.sizes:
             self.sizes[key] = storage.nbytes()
             self.now += self.sizes[key]
-            weakref.finalize(storage, self._drop, key)
+            weakref.finalize(storage, self._drop, key).atexit = False
 
     def _drop(self, key: int) -> None:
         self.now -= self.sizes.pop(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from bench.cli import main
 from bench.config import Plan, resolve
 from bench.errors import UsageError
 from bench.evaluate import evaluate
-from bench.ex_post import density_samplers, fit
+from bench.ex_post import density_samplers
 from bench.names import EX_POST
 from bench.prior_table import prior_table
 from bench.render import render
@@ -78,37 +77,6 @@ def value(evaluation, metric, sampler):
         and not s.given and not s.attribute
     ]  # fmt: skip
     return found.value
-
-
-def test_one_component_has_the_moments_of_the_encodings():
-    z = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
-        [[1.0, 2.0, 0.0], [0.0, 0.5, 0.0], [0.3, 0.0, 4.0]]
-    ) + torch.tensor([5.0, -1.0, 0.0])
-    density = fit(z, 1, seed=0)
-    assert torch.allclose(density.means[0], z.mean(0), atol=1e-4)
-    covariance = density.roots[0] @ density.roots[0].T
-    assert torch.allclose(covariance, torch.cov(z.T, correction=0), rtol=1e-3, atol=1e-3)
-    torch.manual_seed(1)
-    drawn = density.sample(200_000)
-    assert torch.allclose(drawn.mean(0), z.mean(0), atol=0.05)
-    assert torch.allclose(torch.cov(drawn.T), covariance, rtol=0.03, atol=0.05)
-
-
-def test_a_mixture_keeps_clusters_apart_where_one_normal_fills_the_gap():
-    g = torch.Generator().manual_seed(0)
-    side = torch.randint(0, 2, (2000, 1), generator=g) * 20.0 - 10
-    z = torch.randn(2000, 2, generator=g) + side
-    torch.manual_seed(0)
-    near = [((fit(z, k, seed=0).sample(2000) / 10).abs() - 1).abs().amax(1) < 0.5 for k in (1, 10)]
-    assert near[0].float().mean() < 0.7 and near[1].float().mean() > 0.99
-
-
-def test_latents_that_do_not_vary_are_no_trouble():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for components in EX_POST.values():
-            drawn = fit(torch.full((50, 4), 2.0), components, seed=0).sample(10)
-            assert torch.allclose(drawn, torch.full((10, 4), 2.0), atol=0.02)
 
 
 def test_density_and_seed_decide_what_is_drawn(data):

@@ -130,11 +130,9 @@ def test_em_does_not_make_the_draws_less_likely() -> None:
     assert (
         likely[-1] > likely[0] + 0.2 and min(b - a for a, b in zip(likely, likely[1:], strict=False)) > -0.02
     )
-    assert likely[-1] > float(FittedOne(z).log_prob(z).mean()) + 1, "more likely than under one normal"
-
-
-def FittedOne(z: torch.Tensor) -> MultivariateNormal:  # noqa: N802
-    return MultivariateNormal(z.mean(0), torch.cov(z.T))
+    assert likely[-1] > float(MultivariateNormal(z.mean(0), torch.cov(z.T)).log_prob(z).mean()) + 1, (
+        "more likely than under one normal"
+    )
 
 
 def test_a_component_that_nothing_belongs_to_stays_where_it_was() -> None:

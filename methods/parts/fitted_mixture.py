@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from methods.parts.normal_mixture import JITTER, find_components, sample_mixture
 
 DECAY = 0.99
 """Of the running moments: they remember about a hundred batches."""
 
 RECENT = 5000
 """Latest draws from which the components are found."""
-
-JITTER = 1e-6
 
 STARVED = 1e-9
 """Weight below which nothing belongs to a component."""
@@ -76,10 +75,7 @@ class FittedMixture(nn.Module):
 
     def sample(self, n: int) -> Tensor:
         """Draws `[n, D]` from torch's global generator."""
-        with torch.autocast(self.means.device.type, enabled=False):
-            of = torch.multinomial(self.log_share.exp(), n, replacement=True)
-            noise = torch.randn(n, self.size, 1, device=self.means.device)
-            return self.means[of] + (self.roots[of] @ noise).squeeze(-1)
+        return sample_mixture(self.log_share.exp(), self.means, self.roots, n)
 
     def log_joint(self, z: Tensor) -> Tensor:
         """log pi_k + log N(z; mu_k, S_k) of z `[..., D]`, `[..., K]`."""
@@ -133,16 +129,8 @@ class FittedMixture(nn.Module):
 
     def _find(self) -> None:
         """Sums of the components that EM from k-means finds in the latest draws."""
-        from sklearn.exceptions import ConvergenceWarning  # slow to import
-        from sklearn.mixture import GaussianMixture
-
         z = self.recent.double().cpu()
-        # Which draws belong together is no matter of units, and EM is safer in those of the draws.
-        z_unit = (z - z.mean(0)) / z.std(0).clamp_min(JITTER)
-        model = GaussianMixture(len(self.means), reg_covar=JITTER, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # EM goes on in training
-            belongs = torch.from_numpy(model.fit(z_unit.numpy()).predict_proba(z_unit.numpy()))
+        belongs = find_components(z, len(self.means), seed=0).belongs
         self.weight.copy_(belongs.sum(0))
         self.sum.copy_(belongs.T @ z)
         self.products.copy_(torch.einsum("bk,bi,bj->kij", belongs, z, z))

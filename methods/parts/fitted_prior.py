@@ -8,15 +8,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from methods.parts.fitted_mixture import FittedMixture
-
-DECAY = 0.99
-"""Of the running moments: they remember about a hundred batches."""
+from methods.parts.fitted_mixture import DECAY, FittedMixture
+from methods.parts.normal_mixture import JITTER
 
 FIRST = 10
 """Draws of N(0, I) per dimension that the moments start from; they fade like all others."""
-
-JITTER = 1e-6
 
 
 class FittedNormal(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datasets.spec import Batch, DataSpec, UserError
 from methods.base import Loss, Method, ParamGroup, Progress, Stage, Task, check_sampler
 from methods.cmvae import CMVAE
-from methods.parts.diffusion import check_steps, denoise, noise_regression
+from methods.parts.diffusion import check_steps, denoise, from_velocity, noise_regression
 from methods.parts.langevin import frozen
 from methods.parts.latents import Family
 from methods.parts.likelihoods import ImageLikelihood
@@ -35,6 +35,8 @@ class DiffCMVAE(Method):
     Hyper-parameters: those of CMVAE (2.9), and, all section 2.10,
         diffusion_share: of the steps, for the second stage.   diffusion_steps: of the sampler.
         diffusion_width, diffusion_blocks, diffusion_dropout: U-Net, base width, blocks a level, dropout.
+        diffusion_output: what the U-Net gives, noise, or velocity around the draft (parts/diffusion.py; our
+            choice). The loss is the same.
         lr_diffusion, clip_diffusion: Adam, largest gradient norm (0: none).
     """
 
@@ -44,7 +46,7 @@ class DiffCMVAE(Method):
         "diffusion": ("joint", "cross"),
         "ancestral": ("joint", "cross"),
     }
-    choices = CMVAE.choices
+    choices = {**CMVAE.choices, "diffusion_output": ("noise", "velocity")}
     small: ClassVar[Mapping[str, int]] = {"diffusion_blocks": 1}
 
     def __init__(
@@ -73,6 +75,7 @@ class DiffCMVAE(Method):
         diffusion_width: int = 80,
         diffusion_blocks: int = 2,
         diffusion_dropout: float = 0.3,
+        diffusion_output: Literal["noise", "velocity"] = "noise",
         lr_diffusion: float = 2e-4,
         clip_diffusion: float = 1.0,
     ) -> None:
@@ -84,7 +87,7 @@ class DiffCMVAE(Method):
             raise UserError(f"diffusion_share={diffusion_share} is impossible; give a share within (0, 1)")
         own = [k for k in settings if "diffusion" in k]
         self.cmvae = CMVAE(spec, **{k: v for k, v in settings.items() if k not in own})
-        self.share, self.steps = diffusion_share, check_steps(diffusion_steps)
+        self.share, self.steps, self.output = diffusion_share, check_steps(diffusion_steps), diffusion_output
         self.lr, self.clip = lr_diffusion, clip_diffusion
         kinds: dict[tuple[int, ...], list[str]] = {}
         for m in spec.images:
@@ -134,7 +137,8 @@ class DiffCMVAE(Method):
     def noise(self, key: str, draft: Tensor, kind: Tensor):  # noqa: ANN201
         """eps_theta(. , t; r, n) of the U-Net `key` for drafts [0, 1] and kinds `[B]`."""
         r = (2 * draft - 1).clamp(-1, 1)
-        return lambda x, t: self.unets[key](x, t, r, kind)
+        unet = lambda x, t: self.unets[key](x, t, r, kind)  # noqa: E731
+        return from_velocity(unet, r) if self.output == "velocity" else unet
 
     def refine(self, drafts: Batch, steps: int | None) -> Batch:
         """Every picture denoised beside its draft; text as it is."""

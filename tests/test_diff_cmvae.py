@@ -51,8 +51,9 @@ def test_second_stage_trains_the_unets_alone() -> None:
         assert method(x, DIFFUSION).total.requires_grad
 
 
-def test_loss_is_the_noise_regression_beside_the_draft() -> None:
-    method, x = make(diffusion_dropout=0.0), batch()
+@pytest.mark.parametrize("output", ["noise", "velocity"])
+def test_loss_is_the_noise_regression_beside_the_draft(output: str) -> None:
+    method, x = make(diffusion_dropout=0.0, diffusion_output=output), batch()
     torch.manual_seed(2)
     loss = method(x, DIFFUSION)
     torch.manual_seed(2)
@@ -64,7 +65,10 @@ def test_loss_is_the_noise_regression_beside_the_draft() -> None:
         t, eps = torch.randint(1000, (6,)), torch.randn_like(target)
         abar = ABAR[t].view(-1, 1, 1, 1)
         noisy = abar.sqrt() * target + (1 - abar).sqrt() * eps
-        wanted = wanted + (eps - method.unets[key](noisy, t, draft, kind)).square().mean()
+        noise = method.unets[key](noisy, t, draft, kind)
+        if output == "velocity":
+            noise = (1 - abar).sqrt() * (noisy - abar.sqrt() * draft) + abar.sqrt() * noise
+        wanted = wanted + (eps - noise).square().mean()
     torch.testing.assert_close(loss.total, wanted, rtol=1e-4, atol=1e-5)
     assert loss.parts.keys() == {"total"} and len(loss.terms) == 2
 
@@ -174,9 +178,10 @@ def test_a_finished_cmvae_run_can_stand_in_for_the_first_stage(tmp_path) -> None
         Initial(tmp_path / "weights.safetensors", "hash", "abc", 1, ("cmvae",)).load(make(latent=5))
 
 
-def test_the_regression_learns_to_denoise() -> None:
+@pytest.mark.parametrize("output", ["noise", "velocity"])
+def test_the_regression_learns_to_denoise(output: str) -> None:
     """Two plain pictures: after some steps samples beside their drafts lie nearer to them."""
-    method = make(diffusion_dropout=0.0)
+    method = make(diffusion_dropout=0.0, diffusion_output=output)
     x = {n: t[:1].expand(16, *t.shape[1:]) for n, t in batch().items()}
     x["photo"], x["sketch"] = torch.full((16, 3, 12, 12), 0.9), torch.full((16, 1, 12, 16), 0.1)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from datasets.spec import UserError
-from methods.parts.diffusion import denoise, noise_regression, noise_schedule, strided
+from methods.parts.diffusion import denoise, from_velocity, noise_regression, noise_schedule, strided
 from methods.parts.networks.unet import RefinerUNet
 
 BETA = np.linspace(1e-4, 0.02, 1000)
@@ -126,6 +126,36 @@ def test_regression_meets_its_floor_at_the_exact_predictor() -> None:
     assert float(exact) == pytest.approx(floor, rel=0.05)
     off = noise_regression(lambda x, t: exact_noise(x, t) + 0.2, x).mean()
     assert float(off) == pytest.approx(floor + 0.04, rel=0.1)
+
+
+def test_the_velocity_of_the_remainder_gives_back_the_noise() -> None:
+    """Levels 0 to 400: further up sqrt(abar) eps leaves v no digits of float32 to be exact with."""
+    torch.manual_seed(1)
+    x, draft, eps = torch.randn(3, 5, 2, 3, 3).double()
+    t = torch.tensor([0, 10, 100, 250, 400])
+    abar = torch.tensor(ABAR)[t].view(-1, 1, 1, 1)
+    noisy = abar.sqrt() * x + (1 - abar).sqrt() * eps
+    velocity = abar.sqrt() * eps - (1 - abar).sqrt() * (x - draft)
+    torch.testing.assert_close(from_velocity(lambda *_: velocity, draft)(noisy, t), eps, rtol=1e-3, atol=1e-4)
+
+
+def test_no_velocity_is_the_best_guess_of_a_unit_normal_around_the_draft() -> None:
+    """E[eps | x_t] for x_0 ~ N(r, 1) has the closed form of `exact_noise` with that mean and variance."""
+    draft, x = torch.full((6, 4), 0.3).double(), torch.randn(6, 4).double()
+    t = torch.tensor([0, 5, 50, 300, 700, 999])
+    abar = torch.tensor(ABAR)[t].unsqueeze(1)
+    best = (1 - abar).sqrt() * (x - abar.sqrt() * draft) / (abar + 1 - abar)
+    noise = from_velocity(lambda x, t: torch.zeros_like(x), draft)(x, t)
+    torch.testing.assert_close(noise, best, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 25])
+def test_an_untrained_velocity_samples_around_the_draft(steps: int) -> None:
+    torch.manual_seed(0)
+    draft = torch.linspace(-0.5, 0.5, 5).expand(4_000, 5)
+    predict = from_velocity(lambda x, t: torch.zeros_like(x), draft)
+    out = denoise(predict, torch.randn(4_000, 5), steps, clip=False)
+    torch.testing.assert_close(out.mean(0), draft[0], rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 28), (1, 12, 16), (3, 9, 10)])

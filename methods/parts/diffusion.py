@@ -55,6 +55,21 @@ def noise_regression(predict: Predictor, x: Tensor) -> Tensor:
     return (noise - predict(noisy, t)).square().flatten(1).mean(1)
 
 
+def from_velocity(velocity: Predictor, draft: Tensor) -> Predictor:
+    """eps(x_t, t) = sqrt(1 - abar_t) (x_t - sqrt(abar_t) r) + sqrt(abar_t) v(x_t, t); draft r `[B, ...]`.
+
+    v estimates the velocity sqrt(abar_t) eps - sqrt(1 - abar_t) (x_0 - r) of the remainder (Salimans and Ho
+    2022, section 4; theirs has r = 0). v = 0 is the mean of eps given x_t if x_0 ~ N(r, I): an untrained
+    network samples around the draft, where one that gives eps itself has first to learn to copy x_t.
+    """
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        abar = noise_schedule().alphas_cumprod.to(x.device)[t].view(-1, *[1] * (x.ndim - 1))
+        return (1 - abar).sqrt() * (x - abar.sqrt() * draft) + abar.sqrt() * velocity(x, t)
+
+    return noise
+
+
 def denoise(predict: Predictor, start: Tensor, steps: int, clip: bool = True) -> Tensor:
     """x_0 `[B, ...]` from `start` ~ N(0, I) by `steps` ancestral steps over the noise levels of `strided`.
 

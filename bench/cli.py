@@ -1,20 +1,19 @@
 """The command line. Only names, options and help live here; every command calls one function.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 a run failed, 2 wrong usage,
-130 interrupted. Importing this module does not import torch.
+Results go to stdout, progress and messages to stderr; for exit codes see `bench.exits`. Importing this module
+does not import torch.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
+from bench.exits import debugging, exit_code
 from bench.options import (
     FIGURES,
     FORMATS,
@@ -80,7 +79,7 @@ def run(methods: list[str], dataset: str, preset: str, seeds: tuple[int, ...], o
     from bench.run import run_many
     from bench.show import outcomes_text
 
-    outcomes = run_many(methods, dataset, preset, seeds, overrides, collect({**rest, "debug": _debugging()}))
+    outcomes = run_many(methods, dataset, preset, seeds, overrides, collect({**rest, "debug": debugging()}))
     click.echo(outcomes_text(outcomes))
     return int(any(outcome.failed for outcome in outcomes))
 
@@ -144,6 +143,28 @@ def plot(figure: str, runs: tuple[str, ...], out: Path, dataset: str | None, pre
 
     for path in plot_figure(figure, runs, out, dataset, preset, kind, collect(rest)):
         click.echo(str(path))
+
+
+@cli.command()
+@click.argument("run_names", metavar="RUN...", nargs=-1, required=True)
+@results_option
+@place_options
+@weight_options
+@device_option
+@debug_option
+def rescore(run_names: tuple[str, ...], **rest: Any) -> int:
+    """Score finished runs again, with the settings in their records; trains nothing.
+
+    \b
+    Example:
+      bench rescore 3fa1c2d4e5f6 77ab
+    """
+    from bench.run import rescore
+    from bench.show import outcomes_text
+
+    outcomes = rescore(run_names, collect({**rest, "debug": debugging()}))
+    click.echo(outcomes_text(outcomes))
+    return int(any(outcome.failed for outcome in outcomes))
 
 
 @cli.command()
@@ -346,58 +367,7 @@ def doctor(**rest: Any) -> int:
     return int(not ok)
 
 
-def _debugging() -> bool:
-    return "--debug" in sys.argv[1:]
-
-
-def _complain(text: str) -> None:
-    print(f"Error: {text}", file=sys.stderr, flush=True)
-
-
-def _one_line(message: Any, category: Any, filename: str, lineno: int, line: Any = None) -> str:
-    return f"warning: {message}\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `bench` command: run it and turn every error into one sentence and a code."""
-    from bench.guard import shadowed
-
-    warnings.formatwarning = _one_line  # type: ignore[assignment]
-    hidden = shadowed()
-    if hidden:
-        _complain(hidden)
-        sys.exit(2)
-    try:
-        code = cli.main(list(arguments) if arguments is not None else None, "bench", standalone_mode=False)
-    except click.ClickException as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            error.show()
-        else:
-            _complain(error.format_message())
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort) as error:
-        # click wraps what the training loop raised; its message says where the run stands.
-        reason = str(error) or str(error.__cause__ or error.__context__ or "")
-        _complain(reason or "interrupted, the same command goes on from here")
-        code = 130
-    except BrokenPipeError:
-        # Somebody downstream (head, less) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except Exception as error:
-        if _debugging():
-            raise
-        code = _code(error)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _code(error: Exception) -> int:
-    from bench.errors import UsageError
-    from datasets.spec import UserError
-
-    if isinstance(error, UserError):
-        _complain(str(error))
-        return 2 if isinstance(error, UsageError) else 1
-    text = (str(error).splitlines() or [""])[0]
-    _complain(f"{type(error).__name__}: {text} (this is a fault of the suite, --debug shows where)")
-    return 1
+    given = list(arguments) if arguments is not None else None
+    sys.exit(exit_code(lambda: cli.main(given, "bench", standalone_mode=False)))

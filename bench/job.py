@@ -30,9 +30,9 @@ from bench.store import (
     LOG,
     SCHEMA,
     WEIGHTS,
+    RunFolder,
     find_trained,
     open_run,
-    run_id,
     train_fingerprint,
     trained_code,
 )
@@ -91,7 +91,7 @@ def check_samplers(config: RunConfig, kind: type[Method]) -> None:
 
 
 class Job:
-    """One run: a configuration on a data set."""
+    """One run: a configuration on a data set; with `done`, one that is there already, under the id it has."""
 
     def __init__(
         self,
@@ -101,11 +101,12 @@ class Job:
         options: Options,
         reporter: Reporter,
         initial: Initial | None = None,
+        done: RunFolder | None = None,
     ) -> None:
         self.config, self.data, self.device = config, data, device
         self.options, self.reporter, self.initial = options, reporter, initial
-        self.folder = open_run(options.results, config, data.fingerprint)
-        self.trained = train_fingerprint(config, data.fingerprint)
+        self.folder = done or open_run(options.results, config, data.fingerprint)
+        self.trained = done.record["trained"] if done else train_fingerprint(config, data.fingerprint)
         self.title = f"{config.method} on {config.dataset} ({config.preset}, seed {config.seed})"
         self.code = ""
         self.began, self.last = time.monotonic(), True
@@ -194,7 +195,7 @@ class Job:
         self.folder.write_record(
             {
                 "schema": SCHEMA,
-                "run_id": run_id(config, data.fingerprint),
+                "run_id": self.folder.path.name,
                 "method": config.method,
                 "dataset": config.dataset,
                 "preset": config.preset,
@@ -211,7 +212,7 @@ class Job:
                 "git": git_revision(),
                 "code": self.code,
                 "training": training,
-                "init_from": self.initial.to_json() if self.initial else None,
+                "init_from": self.initial.to_json() if self.initial else known.get("init_from"),
                 "fingerprints": {
                     "train": self.trained,
                     "scores": known.get("fingerprints", {}).get("scores", {}),

@@ -25,7 +25,7 @@ from bench.store import WEIGHTS, RunFolder
 from datasets.spec import Dataset, UserError
 from methods.base import Method
 
-__all__ = ["Options", "Outcome", "load_run", "prepare", "run_many"]
+__all__ = ["Options", "Outcome", "load_run", "prepare", "rescore", "run_many"]
 
 
 def prepare(name: str, options: Options, reporter: Reporter) -> Dataset:
@@ -79,6 +79,34 @@ def run_many(
         return [job.guarded(last=job is jobs[-1]) for job in jobs]
 
 
+def rescore(
+    names: Sequence[str], options: Options | None = None, reporter: Reporter | None = None
+) -> list[Outcome]:
+    """Score finished runs again, by their records: with the settings, weights and ids that they have.
+
+    Presets and methods may have changed since, so that `run_many` would train another run. Everything is
+    looked up before anything is scored. Raises UserError for a run that is not trained to its end, has no
+    weights, or was made on another build of the data.
+    """
+    options, reporter = dataclasses.replace(options or Options(), rescore=True), reporter or Reporter()
+    device, jobs = pick_device(options.device), []
+    for name in names:
+        folder = RunFolder(find_run(options.results, name))
+        config, data = _read_run(folder, options)
+        if not folder.record.get("trained") or not (folder.path / WEIGHTS).exists():
+            raise UserError(
+                f"run '{folder.path}' has no finished weights to score; `bench run` trains it, and published "
+                "records leave them out"
+            )
+        # As they were written: a hyper-parameter that came later keeps its default.
+        config = dataclasses.replace(config, hyper=folder.record["config"]["hyper"])
+        with autocast(device, config.train.precision):
+            pass  # says early that a device has no bfloat16
+        jobs.append(Job(config, data, device, options, reporter, done=folder))
+    with _terminable():
+        return [job.guarded(last=job is jobs[-1]) for job in jobs]
+
+
 def _check_results(folder: Path) -> None:
     """Raises UserError where nothing can be written, before hours are spent on what could not be kept."""
     try:
@@ -111,19 +139,25 @@ def load_run(folder: Path, options: Options | None = None) -> tuple[Method, Data
 
     Raises UserError for a run without weights, or whose data set is another build than here.
     """
-    options = options or Options()
-    run = RunFolder(Path(folder))
-    record = run.read_record()
-    if not record:
-        raise UsageError(f"'{folder}' is no run folder; give one that holds a run.json")
-    config = RunConfig.from_record(record)
-    data = load_dataset(config.dataset, options.cache, options.data)
-    data.prepare()
-    if data.fingerprint != record["data"]["fingerprint"]:
-        raise UserError(
-            f"run '{folder}' was made on build {record['data']['fingerprint']} of {config.dataset}, here is "
-            f"{data.fingerprint}; give the same --data"
-        )
+    options, run = options or Options(), RunFolder(Path(folder))
+    config, data = _read_run(run, options)
     method = build_method(config, data.spec, pick_device(options.device))
     load_weights(method, run.load_weights(), run.path / WEIGHTS)
     return method.eval(), data, config
+
+
+def _read_run(run: RunFolder, options: Options) -> tuple[RunConfig, Dataset]:
+    """The configuration of a run, read into it, and its data set, which must be the same build here."""
+    record = run.read_record()
+    if not record:
+        raise UsageError(f"'{run.path}' is no run folder; give one that holds a run.json")
+    config = RunConfig.from_record(record)
+    data = load_dataset(config.dataset, options.cache, options.data)
+    data.prepare()
+    made_on = record["data"]["fingerprint"]
+    if data.fingerprint != made_on:
+        raise UserError(
+            f"run '{run.path}' was made on build {made_on} of {config.dataset}, here is {data.fingerprint}; "
+            "give the same --data"
+        )
+    return config, data

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bench.cells import Cell, Column, Row, Table, span
 from bench.errors import UsageError
@@ -161,7 +162,7 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
         _never_best_if_collapsed(table.row(label), result, sampler)
     one_machine(table, group)
     marks = mark_best(table)
-    table.notes = data_notes(group) + result_notes(group, table, marks)
+    table.notes = data_notes(group) + shuffled_notes(lines) + result_notes(group, table, marks)
     if aside:
         count = sum(len(result.runs) for result in aside)
         table.notes.append(f"Ablations, {count} runs: `bench table ablations`, `bench table 3`, `9`.")
@@ -182,6 +183,18 @@ def _lines(results: Iterable[Result]) -> list[tuple[Result, str, str]]:
             label = f"{name} [{result.overrides}]" if result.overrides else name
             lines.append((result, sampler, label))
     return lines
+
+
+def shuffled_notes(lines: Sequence[tuple[Result, str, str]]) -> list[str]:
+    """What the samples behind the attribute columns reach when picture and caption are paired at random."""
+    notes = []
+    for task in ("joint", "cross"):
+        find = Query(f"attribute_{task}_shuffled", task).find
+        found = [(label, estimate(r.runs, partial(find, sampler=name))) for r, name, label in lines]
+        shown = [f"{label} {e.value:.3f}" for label, e in found if e is not None and e.value is not None]
+        if shown:
+            notes.append(f"Attributes {task}, the same samples paired at random: {', '.join(shown)}.")
+    return notes
 
 
 def _order(dataset: str, result: Result) -> tuple[int, bool, str, bool, str]:

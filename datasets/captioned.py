@@ -29,7 +29,7 @@ from datasets.vocabulary import Vocabulary, tokenise
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 VAL_SHARE = 0.05
 """Of the training pictures, not captions, held out as `val` (METHODS 4.2)."""
 

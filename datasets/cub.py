@@ -82,7 +82,8 @@ class CUB(CaptionedDataset):
             found = {}
             for name, content in walk(roots[1], _TEXT):
                 key = _TEXT.search(name)[1]  # type: ignore[index]
-                lines = read_text(content, name).splitlines()
+                # Not splitlines: a caption may hold a character that Unicode calls a line separator.
+                lines = read_text(content, name).split("\n")
                 found[split_of(int(key[:3])), key] = [line for line in lines if line.strip()]
             return found
 

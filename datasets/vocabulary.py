@@ -24,11 +24,13 @@ RARE = 3
 _CLITIC = re.compile(r"(?<=\w)('(?:s|m|d|ll|re|ve)|n't)(?=\W|$)", re.IGNORECASE)
 _PUNCTUATION = re.compile(r"\.\.\.|--|[,:](?!\d)|[;@#$%&?!()\[\]{}<>\"]")
 _STOP = re.compile(r"\.(?=[\"')\]]*(?:\s*$|\s+))")
+# Blanks that some of CUB's captions lost to a wrong encoding: else a whole clause is one unknown word.
+_LOST = re.compile("\ufffd+")
 
 
 def tokenise(caption: str) -> list[str]:
     """Words and punctuation of one caption, case kept: `it's white.` -> `it`, `'s`, `white`, `.`."""
-    text = _PUNCTUATION.sub(lambda m: f" {m[0]} ", caption)
+    text = _PUNCTUATION.sub(lambda m: f" {m[0]} ", _LOST.sub(" ", caption))
     text = _STOP.sub(" . ", text)
     return _CLITIC.sub(r" \1", text).split()
 

@@ -2,12 +2,15 @@
 
 Pictures are read by a trained judge, captions exactly. Joint: the two agree. Cross: the generated one agrees
 with the labels of the one that was given. For every attribute, and for all of them together; a caption that
-cannot be read is wrong in all. Beside them stand the agreement of real pairs, and chance.
+cannot be read is wrong in all. Beside them stand the agreement of real pairs, chance, and what the same
+samples reach when they are paired at random.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +25,8 @@ from metrics.protocol import Event, Score
 
 Codes = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Pair = tuple[Codes, Codes]
+"""What is shown, and the labels of what was given."""
 Where = tuple[tuple[str, ...], str]
 """Given modalities (none for joint samples) and the target."""
 
@@ -47,14 +52,24 @@ def chance_cross(codes: Codes) -> float:
     return float(counts.max() / counts.sum())
 
 
+def chance_shuffled(codes: Sequence[Codes]) -> float:
+    """How often rows of each of the codes `[N, A]`, drawn independently, are equal: the sum over all rows r
+    of the product of r's shares, where a row that cannot be read (a code below 0) equals nothing."""
+    rows, which = np.unique(np.concatenate(codes), axis=0, return_inverse=True)
+    parts = np.split(which.reshape(-1), np.cumsum([len(c) for c in codes])[:-1])
+    shares = [np.bincount(part, minlength=len(rows)) / len(part) for part in parts]
+    return float(np.prod(shares, axis=0)[(rows >= 0).all(1)].sum())
+
+
 class AttributeMetric:
     """Joint and cross coherence of attributes over events.
 
     Scores, for one attribute each (`attribute=<name>`) and for all together (`attribute=""`):
     `coherence_joint`, and `coherence_cross` by (given, target) and averaged over them; the same averaged
     over the attributes as `attribute_joint` and `attribute_cross`; `..._ceiling` of real test pairs and
-    `..._chance`. `caption_read`: share of generated captions that can be read. `largest_share`: of one
-    scene among the joint samples, which tells a collapse.
+    `..._chance` of real scenes and of the best constant; `..._shuffled`, what the same samples reach when
+    they are paired at random, so by a taste for some values alone. `caption_read`: share of generated
+    captions that can be read. `largest_share`: of one scene among the joint samples, which tells a collapse.
 
     test: the split that is scored, with a label for every attribute. Modalities take part that have a judge
     or are text. Raises ValueError without both kinds, or without a label.
@@ -79,7 +94,7 @@ class AttributeMetric:
         if set(self.attributes) - set(test.labels):
             raise ValueError("the data set lacks labels for some of its attributes")
         self._joint: dict[Key, dict[str, list[Codes]]] = defaultdict(lambda: defaultdict(list))
-        self._cross: dict[Key, dict[Where, list[Bools]]] = defaultdict(lambda: defaultdict(list))
+        self._cross: dict[Key, dict[Where, list[Pair]]] = defaultdict(lambda: defaultdict(list))
         self._read: dict[tuple[Key, str, Where], list[Bools]] = defaultdict(list)
 
     def _codes(self, name: str, values: Tensor) -> Codes:
@@ -104,24 +119,33 @@ class AttributeMetric:
         for target in event.targets:
             if target in self.names and target not in event.given:
                 codes = self._codes(target, event.generated[target])
-                self._cross[key][event.given, target].append(codes == labels)
+                self._cross[key][event.given, target].append((codes, labels))
                 if target in self.texts:
                     self._read[key, "cross", (event.given, target)].append((codes >= 0).all(1))
 
     def compute(self) -> list[Score]:
         scores = self._reference()
         for (sampler, steps), found in self._joint.items():
-            codes = {name: np.concatenate(parts) for name, parts in found.items()}
+            shown = {name: np.concatenate(parts) for name, parts in found.items()}
             how = {"task": "joint", "sampler": sampler, "steps": steps}
-            scores += self._agreement(_equal(list(codes.values())), "joint", **how)
-            scores += self._diversity(codes, **how)
+            scores += self._agreement(_equal(list(shown.values())), "joint", **how)
+            scores += self._shuffled(list(shown.values()), "joint", **how)
+            scores += self._diversity(shown, **how)
         for (sampler, steps), cells in self._cross.items():
             how = {"task": "cross", "sampler": sampler, "steps": steps}
-            right = {where: np.concatenate(parts) for where, parts in cells.items()}
-            for (given, target), each in right.items():
-                scores += self._agreement(each, "cross", given="+".join(given), target=target, **how)
-            n = min(len(each) for each in right.values())
-            scores += self._averages(list(right.values()), n, **how)
+            right, shuffled = [], []
+            for (given, target), parts in cells.items():
+                where = {"given": "+".join(given), "target": target, **how}
+                codes, labels = (np.concatenate(side) for side in zip(*parts, strict=True))
+                right.append(codes == labels)
+                scores += self._agreement(right[-1], "cross", **where)
+                shuffled.append(self._shuffled([codes, labels], "cross", **where))
+                scores += shuffled[-1]
+            n = min(len(each) for each in right)
+            scores += self._averages(right, n, **how)
+            for cells in zip(*shuffled, strict=True):
+                mean = float(np.mean([score.value for score in cells]))  # type: ignore[misc]
+                scores.append(replace(cells[0], value=mean, n=n, given="", target=""))
         for ((sampler, steps), task, (given, target)), parts in self._read.items():
             read = np.concatenate(parts)
             where = {"task": task, "given": "+".join(given), "target": target}
@@ -143,7 +167,7 @@ class AttributeMetric:
         for (sampler, steps), cells in self._cross.items():
             for (given, target), parts in cells.items():
                 name = f"coherence_cross/{label_of(sampler, steps)}/{'+'.join(given)}/{target}"
-                add(name, np.concatenate(parts))
+                add(name, np.concatenate([codes == labels for codes, labels in parts]))
         return out
 
     # -- scores ------------------------------------------------------------------------------------
@@ -164,6 +188,20 @@ class AttributeMetric:
             self._score(f"coherence_{kind}{suffix}", right.all(1), **key),
             self._score(f"attribute_{kind}{suffix}", right.mean(1), **key),
             *each,
+        ]
+
+    def _shuffled(self, codes: list[Codes], kind: str, **key: object) -> list[Score]:
+        """`chance_shuffled` of all attributes together, of each, and its mean: what habits alone reach."""
+        each = [chance_shuffled([c[:, i : i + 1] for c in codes]) for i in range(len(self.attributes))]
+        found = [
+            ("coherence", "", chance_shuffled(codes)),
+            ("attribute", "", float(np.mean(each))),
+            *(("coherence", a, value) for a, value in zip(self.attributes, each, strict=True)),
+        ]
+        n, judge = len(codes[0]), self.judges.hash
+        return [
+            Score(f"{name}_{kind}_shuffled", value, n, "", attribute=a, judge=judge, **key)  # type: ignore[arg-type]
+            for name, a, value in found
         ]
 
     def _averages(self, cells: list[Bools], n: int, **key: object) -> list[Score]:

@@ -62,6 +62,7 @@ def test_starts_resumes_samples_and_scores(
     (run,) = find_runs(tmp_path)
     steps = (run.folder / "train.jsonl").read_text(encoding="utf-8").count('"step"')
     assert steps >= 20
+    assert 8 <= run.record["training"]["resumed_at"] < 14
     assert any("partial" in note for note in run.record["data"]["notes"])
     timed = {s.task for s in run.scores if s.metric == "sampling_sample_s"}
     assert timed == {"joint", "cross"}

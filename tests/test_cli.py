@@ -70,6 +70,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
         (["tabel"], 2, "Did you mean 'table'?"),
         (["table", "--results", "/nowhere/at/all"], 2, "there is no results folder"),
         (["plot", "scater"], 2, "'scater' is not one of"),
+        (["rescore", "0000", "--results", "/nowhere/at/all"], 2, "no run '0000'"),
         (["probe", "0000", "--results", "/nowhere/at/all"], 2, "no run '0000'"),
         (["check", "ourz"], 2, "no method 'ourz'"),
         (["data", "polydigts"], 2, "no data set 'polydigts'; did you mean 'polydigits'?"),
@@ -120,6 +121,8 @@ def test_a_run_prints_where_things_are_and_is_reused(
     assert "latent_acc" in capsys.readouterr().out
     assert call("probe", record.parent.name, *places) == 0
     assert "latent_acc" in capsys.readouterr().out
+    assert call("rescore", record.parent.name, *places) == 0
+    assert "done in" in capsys.readouterr().out
     for extra in ([], ["--given", "a"]):
         picture = tmp_path / f"{len(extra)}.png"
         assert call("sample", record.parent.name, *extra, "--out", str(picture), *places) == 0

@@ -125,6 +125,14 @@ def test_archives_from_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert local.fingerprint == data.fingerprint
 
 
+def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
+    """Not where Unicode would break it: U+0085 inside a caption makes no second one."""
+    files = mini.cub_files()
+    name = next(k for k in files if "text" in k and mini.TEST not in k)
+    files[name] = files[name].replace(b" ", "\x85".encode(), 1)
+    assert len(CUB(tmp_path / "cache", mini.write(tmp_path / "data", files)).split("train")) == 190
+
+
 def test_published_archives_must_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = mini.cub_files()
     images = mini.tarred({k: v for k, v in files.items() if "images" in k and "_0003" not in k})
@@ -349,11 +357,12 @@ def test_walking_an_archive_and_a_folder_finds_the_same(tmp_path: Path) -> None:
 
 # -- the partial folders that a developer may have ----------------------------------------------------
 
-REAL = os.environ.get("BENCH_DATA", "")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL = os.environ.get("BENCH_DATA", "") or (str(SHARED) if SHARED.is_dir() else "")
 
 
 @pytest.mark.skipif(
-    not REAL, reason="BENCH_DATA is not set: the partial folders of CUB and MSCOCO are not here"
+    not REAL, reason="no BENCH_DATA and no ../shared/data: the partial folders of CUB and MSCOCO are not here"
 )
 @pytest.mark.parametrize("kind", [CUB, CUB256, COCO])
 def test_the_partial_folder(kind: type[CUB], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +381,9 @@ def test_the_partial_folder(kind: type[CUB], tmp_path: Path, monkeypatch: pytest
     assert x["image"].std() > 0.1 and " " in data.sentence(x["caption"][0])
 
 
-@pytest.mark.skipif(not REAL, reason="BENCH_DATA is not set: the official layout of CUB is not here")
+@pytest.mark.skipif(
+    not REAL, reason="no BENCH_DATA and no ../shared/data: the official layout of CUB is not here"
+)
 def test_the_partial_official_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     root = Path(REAL) / "cub" / "official_layout"

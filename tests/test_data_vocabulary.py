@@ -18,6 +18,7 @@ from datasets.vocabulary import END, PADDING, SPECIAL, UNKNOWN, Vocabulary, deto
         ("it is white. it has wings .", ["it", "is", "white", ".", "it", "has", "wings", "."]),
         ("3.5 cm (about)", ["3.5", "cm", "(", "about", ")"]),
         ("the bird's bill", ["the", "bird", "'s", "bill"]),
+        ("this\ufffd\ufffdbird, with\ufffd\ufffda tail", ["this", "bird", ",", "with", "a", "tail"]),
         ("   ", []),
         ("", []),
     ],

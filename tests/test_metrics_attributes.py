@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from datasets.spec import DataSpec, Modality, Split
 from metrics.attribute_judges import AttributeJudges, AttributeNet, attribute_judges
-from metrics.attributes import AttributeMetric, chance_cross, chance_joint
+from metrics.attributes import AttributeMetric, chance_cross, chance_joint, chance_shuffled
 from metrics.protocol import Event, Score
 
 VALUES = {"hue": ("dark", "bright"), "tint": ("red", "green", "blue")}
@@ -74,6 +75,40 @@ def test_chance_is_what_independent_and_constant_answers_reach() -> None:
     assert chance_joint(codes) == pytest.approx(equal)
     best = max(np.mean((codes == row).all(1)) for row in codes)
     assert chance_cross(codes) == pytest.approx(best)
+
+
+def test_shuffled_chance_is_the_agreement_over_all_pairings() -> None:
+    rng = np.random.default_rng(1)
+    first, second, third = (rng.integers(-1, 3, (n, 2)) for n in (30, 20, 7))
+    equal = [(a == b).all() and (a >= 0).all() for a in first for b in second]
+    assert chance_shuffled([first, second]) == pytest.approx(np.mean(equal))
+    triples = itertools.product(first, second, third)
+    equal = [(a == b).all() and (a == c).all() and (a >= 0).all() for a, b, c in triples]
+    assert chance_shuffled([first, second, third]) == pytest.approx(np.mean(equal))
+    assert chance_shuffled([first, np.full((5, 2), -1)]) == 0
+
+
+def test_a_taste_for_one_value_is_seen_when_pairs_are_shuffled() -> None:
+    """Pictures and captions that mostly tell of hue 0, whatever the other shows or was given."""
+    test, rng = split(), np.random.default_rng(2)
+    tint = test.labels["tint"]
+    hues = [torch.from_numpy((rng.random(60) < 0.1).astype(np.int64)) for _ in range(2)]
+    metric = AttributeMetric(Exact(), Oracle(), test)
+    made = {"image": images(hues[0], tint), "caption": captions(hues[1], tint)}
+    metric.update(event("joint", (), test, made))
+    metric.update(event("cross", ("caption",), test, {"image": made["image"]}))
+    scores = metric.compute()
+    reached, shuffled = (one(scores, f"coherence_joint{s}", attribute="hue").value for s in ("", "_shuffled"))
+    chance = one(scores, "coherence_joint_chance", attribute="hue").value
+    assert reached > chance + 0.2 and shuffled == pytest.approx(reached, abs=0.1)  # type: ignore[operator]
+    cell = {"given": "caption", "target": "image"}
+    p, q = (float((h == 0).double().mean()) for h in (hues[0], test.labels["hue"]))
+    wanted = p * q + (1 - p) * (1 - q)
+    found = one(scores, "coherence_cross_shuffled", attribute="hue", **cell).value
+    assert found == pytest.approx(wanted)
+    both = (found + one(scores, "coherence_cross_shuffled", attribute="tint", **cell).value) / 2  # type: ignore[operator]
+    assert one(scores, "attribute_cross_shuffled", **cell).value == pytest.approx(both)
+    assert one(scores, "attribute_cross_shuffled").value == pytest.approx(both)  # the only cell
 
 
 def test_real_pairs_agree_and_perfect_samples_reach_one() -> None:

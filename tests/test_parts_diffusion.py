@@ -129,10 +129,9 @@ def test_regression_meets_its_floor_at_the_exact_predictor() -> None:
 
 
 def test_the_velocity_of_the_remainder_gives_back_the_noise() -> None:
-    """Levels 0 to 400: further up sqrt(abar) eps leaves v no digits of float32 to be exact with."""
     torch.manual_seed(1)
     x, draft, eps = torch.randn(3, 5, 2, 3, 3).double()
-    t = torch.tensor([0, 10, 100, 250, 400])
+    t = torch.tensor([0, 10, 100, 400, 999])
     abar = torch.tensor(ABAR)[t].view(-1, 1, 1, 1)
     noisy = abar.sqrt() * x + (1 - abar).sqrt() * eps
     velocity = abar.sqrt() * eps - (1 - abar).sqrt() * (x - draft)
@@ -150,7 +149,7 @@ def test_no_velocity_is_the_best_guess_of_a_unit_normal_around_the_draft() -> No
 
 
 @pytest.mark.parametrize("steps", [1, 25])
-def test_an_untrained_velocity_samples_around_the_draft(steps: int) -> None:
+def test_no_velocity_samples_around_the_draft(steps: int) -> None:
     torch.manual_seed(0)
     draft = torch.linspace(-0.5, 0.5, 5).expand(4_000, 5)
     predict = from_velocity(lambda x, t: torch.zeros_like(x), draft)

@@ -54,6 +54,51 @@ def test_shapes(network: str, shape: tuple[int, int, int]) -> None:
     assert build_decoder(modality, 5, network, 4)(torch.randn(3, 2, 5)).shape == (3, 2, *shape)
 
 
+def test_text_towers_have_the_published_layers() -> None:
+    """Net-D at base 32, counted by hand from METHODS 1.5: BatchNorm has two numbers a channel."""
+    caption = Modality("t", "text", (32,), vocabulary=1590)
+
+    def conv(i: int, o: int, side: int) -> int:
+        return i * o * side + 2 * o
+
+    first = conv(1, 32, 16) + conv(32, 64, 16) + conv(64, 128, 16)
+    more = conv(128, 256, 4) + conv(256, 512, 4)
+    own = first + 2 * (8192 * 16 + 16)
+    shared = first + more + 2 * (512 * 4 * 4 * 48 + 48)
+    encoder = build_encoder(caption, 64, "resnet", 64, private=16)
+    assert count(encoder) == 1590 * 128 + own + shared
+    start = 2 * (512 * 16) + (16 + 48) * 512 * 16 + 2 * 2 * 512
+    widen = conv(512, 256, 4) + conv(256, 128, 4)
+    last = conv(256, 128, 9) + conv(128, 64, 16) + conv(64, 32, 16) + conv(32, 1, 16)
+    decoder = build_decoder(caption, 64, "resnet", 64, private=16)
+    assert count(decoder) == start + 2 * widen + conv(256, 256, 9) + last + 128 * 1590 + 1590
+
+
+def test_text_towers_keep_private_and_shared_latents_apart() -> None:
+    torch.manual_seed(0)
+    caption = Modality("t", "text", (12,), vocabulary=11)
+    encoder = build_encoder(caption, 7, "resnet", 8, private=3).eval()
+    tokens = torch.randint(0, 11, (4, 12))
+    location, scale = encoder(tokens)
+    assert location.shape == scale.shape == (4, 7)
+    for block, tower in ((slice(0, 3), encoder.own), (slice(3, 7), encoder.tower)):
+        encoder.zero_grad()
+        (encoder(tokens)[0][:, block].sum() + encoder(tokens)[1][:, block].sum()).backward()
+        touched = {n for n, p in encoder.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        mine = {id(p) for p in tower.parameters()}
+        towers = {n for n, p in encoder.named_parameters() if n.startswith(("own.", "tower."))}
+        assert touched & towers == {n for n, p in encoder.named_parameters() if id(p) in mine}
+        assert "embedding.weight" in touched
+    decoder = build_decoder(caption, 7, "resnet", 8, private=3).eval()
+    z = torch.randn(2, 5, 7)
+    logits = decoder(z)
+    assert logits.shape == (2, 5, 12, 11)
+    for i in (0, 6):
+        other = z.clone()
+        other[..., i] += 1
+        assert not torch.allclose(decoder(other), logits)
+
+
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
 @pytest.mark.parametrize("length", [8, 12, 32])
 def test_text_shapes(network: str, length: int) -> None:

@@ -18,7 +18,7 @@ from bench.build import find_run
 from bench.errors import UsageError
 from bench.job import Options, Outcome
 from bench.progress import Reporter
-from bench.run import load_run, run_many
+from bench.run import load_run, rescore, run_many
 from bench.store import RunFolder, find_runs
 from datasets.spec import UserError
 from metrics.protocol import Score
@@ -284,6 +284,34 @@ def test_rescoring_does_not_train(options: Options, trainings: list[int]) -> Non
     (again,) = go(dataclasses.replace(options, rescore=True))
     assert trainings == [0] and not again.reused
     assert json.loads((again.folder / "scores.json").read_text()) == json.loads(before)
+
+
+def test_a_run_is_scored_again_by_its_record(options: Options, trainings: list[int]) -> None:
+    """Also where a hyper-parameter came later, so that the same command would train another run."""
+    (first,) = go(options)
+    path, scores = first.folder / "run.json", first.folder / "scores.json"
+    known, before = record(first), json.loads(scores.read_text())
+    older = {k: v for k, v in known["config"]["hyper"].items() if k != "lr"}
+    known["config"]["hyper"] = older
+    path.write_text(json.dumps(known))
+    scores.write_text(json.dumps(before | {"scores": []}))
+    (again,) = rescore([first.folder.name[:5]], options, Reporter(quiet=True))
+    assert again.status == "done" and not again.reused and again.folder == first.folder
+    assert trainings == [0]
+    after = record(again)
+    assert after["run_id"] == first.folder.name and after["config"]["hyper"] == older
+    assert after["training"] == known["training"] and after["trained"] == known["trained"]
+    assert json.loads(scores.read_text()) == before
+    assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_only_a_trained_run_is_scored_again(options: Options) -> None:
+    (first,) = go(options)
+    (first.folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match="no finished weights to score"):
+        rescore([first.folder.name], options, Reporter(quiet=True))
+    with pytest.raises(UsageError, match="no run 'zzz'"):
+        rescore(["zzz"], options, Reporter(quiet=True))
 
 
 def test_weights_of_other_code_are_not_taken_over(options: Options, trainings: list[int]) -> None:

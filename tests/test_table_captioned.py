@@ -62,6 +62,15 @@ def keys(table):
     return [column.key for column in table.columns if column.origin == "measured"]
 
 
+def test_agreement_of_shuffled_pairs_stands_below_the_table(tmp_path):
+    for method, value in (("mmvae", 0.41), ("mopoe", 0.3)):
+        more = [Score("attribute_joint_shuffled", value, 1000, "", task="joint", sampler="ancestral")]
+        shapes_run(tmp_path, method, more=more)
+    notes = comparison_tables(find_runs(tmp_path))[0].notes
+    (note,) = [n for n in notes if "paired at random" in n]
+    assert note == "Attributes joint, the same samples paired at random: mopoe 0.300, mmvae 0.410."
+
+
 def test_table_1_shows_what_is_unavailable_and_what_stands_beside(tmp_path):
     shapes_run(tmp_path, more=unavailable())
     table = table_of(tmp_path, "1")

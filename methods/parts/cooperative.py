@@ -147,7 +147,9 @@ class Cooperative(CooperativeSampling, Method):
         self.encoders = nn.ModuleDict(
             {m.name: ExpertEncoder(m, latent, self.private, "gaussian", *backbone) for m in spec}
         )
-        self.generators = nn.ModuleDict({m.name: build_decoder(m, size, *backbone) for m in spec})
+        self.generators = nn.ModuleDict(
+            {m.name: build_decoder(m, size, *backbone, private=self.private) for m in spec}
+        )
         self.priors = FittedPriors(self.shared_blocks() if fit_prior else (), latent, prior_components)
         self.texts = TextStates(self.words(), text_scale, text_state)
         if warm_start < 1:

@@ -20,7 +20,7 @@ NOISE_STEPS = 1000
 """T of the forward process; its variances rise linearly from 1e-4 to 0.02, as in DDPM and DiffuseVAE."""
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
-"""eps(x_t `[B, ...]`, t `[B]`): the noise in x_t."""
+"""eps(x_t `[B, ...]`, t `[B]`), the noise in x_t; or the velocity of `from_velocity`."""
 
 
 def noise_schedule(clip: bool = True) -> DDPMScheduler:
@@ -59,8 +59,9 @@ def from_velocity(velocity: Predictor, draft: Tensor) -> Predictor:
     """eps(x_t, t) = sqrt(1 - abar_t) (x_t - sqrt(abar_t) r) + sqrt(abar_t) v(x_t, t); draft r `[B, ...]`.
 
     v estimates the velocity sqrt(abar_t) eps - sqrt(1 - abar_t) (x_0 - r) of the remainder (Salimans and Ho
-    2022, section 4; theirs has r = 0). v = 0 is the mean of eps given x_t if x_0 ~ N(r, I): an untrained
-    network samples around the draft, where one that gives eps itself has first to learn to copy x_t.
+    2022, section 4; theirs has r = 0). v = 0 is the mean of eps given x_t if x_0 ~ N(r, I), so that samples
+    lie around the draft from the start, where a network that gives eps itself has first to learn to copy x_t.
+    The squared error of eps is abar_t times that of v: the noisiest levels teach v little and keep to r.
     """
 
     def noise(x: Tensor, t: Tensor) -> Tensor:

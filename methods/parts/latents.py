@@ -113,8 +113,9 @@ class Expert(NamedTuple):
 class ExpertEncoder(nn.Module):
     """x_m `[B, *shape]` -> Expert over z `[B, latent]` and, if `private` > 0, over w_m `[B, private]`.
 
-    `resnet` has one tower for w and one for z as published; `cnn` and text share one tower whose output
-    is split in the order [w, z]. Softmax scales are normalised within each block (METHODS.md 1.4, 1.5).
+    `resnet` has one tower for w and one for z as published; `cnn` has one tower whose output is split in the
+    order [w, z], as is the output of the text network of either. Softmax scales are normalised within each
+    block (METHODS.md 1.4, 1.5).
     """
 
     def __init__(
@@ -132,7 +133,8 @@ class ExpertEncoder(nn.Module):
         separate = private > 0 and network == "resnet" and modality.kind == "image"
         blocks = [private, latent] if separate else [private + latent]
         self.towers = nn.ModuleList(
-            build_encoder(modality, size, network, width, batch_norm) for size in blocks
+            build_encoder(modality, size, network, width, batch_norm, 0 if separate else private)
+            for size in blocks
         )
 
     def forward(self, x: Tensor) -> Expert:

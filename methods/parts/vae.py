@@ -82,7 +82,7 @@ class MultimodalVAE(Method):
             {m.name: ExpertEncoder(m, latent, private, self.family, network, width) for m in spec}
         )
         self.decoders = nn.ModuleDict(
-            {m.name: build_decoder(m, private + latent, network, width) for m in spec}
+            {m.name: build_decoder(m, private + latent, network, width, private=private) for m in spec}
         )
         self._kept = {m.name: self._row_bytes(m) for m in spec}
 

@@ -1,5 +1,7 @@
 """Net-D with one tower: a caption as a one-channel picture of word embeddings (METHODS.md 1.5).
 
+For methods with private latents the published network has two, see `text_towers`.
+
 Captions whose length is no multiple of 8 are padded inside the networks and cropped again.
 """
 
@@ -11,26 +13,29 @@ from torch import Tensor, nn
 from methods.parts.networks.common import at_least_float32, folded
 
 
-def _norm(batch_norm: bool, channels: int) -> nn.Module:
+def norm(batch_norm: bool, channels: int) -> nn.Module:
+    """BatchNorm, or without it a normalisation within the example."""
     # BatchNorm is the published layer but couples the examples of a batch (trap 14); the shared
     # backbone normalises within the example instead.
     return nn.BatchNorm2d(channels) if batch_norm else nn.GroupNorm(1, channels)
 
 
-def _down(i: int, o: int, batch_norm: bool, wide: bool = False) -> nn.Sequential:
+def down(i: int, o: int, batch_norm: bool, wide: bool = False) -> nn.Sequential:
     """Halve both sides, or with `wide` only the embedding side."""
     kernel, stride, pad = ((1, 4), (1, 2), (0, 1)) if wide else ((4, 4), (2, 2), (1, 1))
-    return nn.Sequential(nn.Conv2d(i, o, kernel, stride, pad, bias=False), _norm(batch_norm, o), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(i, o, kernel, stride, pad, bias=False), norm(batch_norm, o), nn.ReLU())
 
 
-def _up(i: int, o: int, batch_norm: bool, wide: bool = False) -> nn.Sequential:
+def up(i: int, o: int, batch_norm: bool, wide: bool = False) -> nn.Sequential:
+    """Double both sides, or with `wide` only the embedding side."""
     kernel, stride, pad = ((1, 4), (1, 2), (0, 1)) if wide else ((4, 4), (2, 2), (1, 1))
     layer = nn.ConvTranspose2d(i, o, kernel, stride, pad, bias=False)
-    return nn.Sequential(layer, _norm(batch_norm, o), nn.ReLU())
+    return nn.Sequential(layer, norm(batch_norm, o), nn.ReLU())
 
 
-def _keep(i: int, o: int, batch_norm: bool) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(i, o, 3, 1, 1, bias=False), _norm(batch_norm, o), nn.ReLU())
+def keep(i: int, o: int, batch_norm: bool) -> nn.Sequential:
+    """A layer that keeps the sides."""
+    return nn.Sequential(nn.Conv2d(i, o, 3, 1, 1, bias=False), norm(batch_norm, o), nn.ReLU())
 
 
 class TextEncoder(nn.Module):
@@ -50,11 +55,11 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, 4 * base)
         bn = batch_norm
         self.tower = nn.Sequential(
-            _down(1, base, bn),
-            _down(base, 2 * base, bn),
-            _down(2 * base, 4 * base, bn),
-            _down(4 * base, 8 * base, bn, wide=True),
-            _down(8 * base, 16 * base, bn, wide=True),
+            down(1, base, bn),
+            down(base, 2 * base, bn),
+            down(2 * base, 4 * base, bn),
+            down(4 * base, 8 * base, bn, wide=True),
+            down(8 * base, 16 * base, bn, wide=True),
         )
         features = 16 * base * ((length + self.extra) // 8) * (4 * base // 32)
         self.location = nn.Linear(features, latent)
@@ -77,15 +82,15 @@ class TextDecoder(nn.Module):
         self.start = (16 * base, -(-length // 8), 4 * base // 32)
         self.linear = nn.Linear(latent, self.start[0] * self.start[1] * self.start[2])
         self.tower = nn.Sequential(
-            _norm(bn, 16 * base),
+            norm(bn, 16 * base),
             nn.ReLU(),
-            _up(16 * base, 8 * base, bn, wide=True),
-            _keep(8 * base, 8 * base, bn),
-            _up(8 * base, 4 * base, bn, wide=True),
-            _keep(4 * base, 4 * base, bn),
-            _up(4 * base, 2 * base, bn),
-            _up(2 * base, base, bn),
-            _up(base, 1, bn),
+            up(16 * base, 8 * base, bn, wide=True),
+            keep(8 * base, 8 * base, bn),
+            up(8 * base, 4 * base, bn, wide=True),
+            keep(4 * base, 4 * base, bn),
+            up(4 * base, 2 * base, bn),
+            up(2 * base, base, bn),
+            up(base, 1, bn),
         )
         self.words = nn.Linear(4 * base, vocabulary)
 

@@ -19,7 +19,7 @@ def multipliers(side: int) -> tuple[int, ...]:
 
 
 class RefinerUNet(nn.Module):
-    """eps(x_t, t; r, kind): noise in x_t `[B, *shape]`, given r of the same shape and t, kind `[B]`.
+    """What x_t `[B, *shape]` hides (noise or velocity), given r of the same shape and t, kind `[B]`.
 
     r joins x_t along the channels, the embedding of `kind` that of t. Sides are padded with zeros (mid-grey
     in [-1, 1]) to what the levels can halve, 28 to 32, and cut again: the state keeps its size.

@@ -313,7 +313,8 @@ def find_runs(root: Path) -> list[RunRecord]:
 def publish(folder: Path, root: Path) -> Path:
     """Copy a finished record without its weights to `<root>/published/`; returns the new folder.
 
-    The grid goes along for seed 0 alone: a second seed's pictures say no more and are half of a record.
+    Made small, since a repository keeps every version: scores are one a line without empty keys, and the grid
+    goes along for seed 0 of a preset alone, as the pictures of other seeds and of ablations say no more.
     """
     run = RunFolder(Path(folder))
     record = run.read_record()
@@ -324,15 +325,26 @@ def publish(folder: Path, root: Path) -> Path:
     name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
     target = Path(root) / "published" / name
     target.mkdir(parents=True, exist_ok=True)
-    for item in (RECORD, SCORES, OUTCOMES, LOG, REFINEMENT):
+    for item in (RECORD, OUTCOMES, LOG, REFINEMENT):
         if (run.path / item).exists():
             shutil.copyfile(run.path / item, target / item)
+    if (run.path / SCORES).exists():
+        (target / SCORES).write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
     (target / GRID).unlink(missing_ok=True)
-    if (run.path / GRID).exists() and not record.get("seed"):
+    if (run.path / GRID).exists() and not record.get("seed") and not record.get("overrides"):
         from PIL import Image
 
-        # 256 colours look the same and need a third of the room; a repository keeps every version.
+        # 256 colours look the same and need a third of the room.
         with Image.open(run.path / GRID) as picture:
             small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         small.save(target / GRID, optimize=True)
     return target
+
+
+def _compact(content: Mapping[str, Any]) -> str:
+    """scores.json with one score a line and without the keys that are empty; `Score` fills them in again."""
+    always = ("metric", "value", "n", "better")
+    rows = [{k: v for k, v in row.items() if k in always or v not in ("", None)} for row in content["scores"]]
+    head = json.dumps({k: v for k, v in content.items() if k != "scores"}, indent=1)
+    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows)
+    return f'{head.removesuffix("}").rstrip()},\n "scores": [\n  {lines}\n ]\n}}\n'

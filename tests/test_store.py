@@ -254,11 +254,32 @@ def test_a_published_grid_is_small_and_looks_the_same(tmp_path: Path) -> None:
     assert np.abs(before - after).mean() < 6
 
 
-def test_only_seed_0_publishes_its_grid(tmp_path: Path) -> None:
-    for seed in (0, 1):
+def test_only_seed_0_of_a_preset_publishes_its_grid(tmp_path: Path) -> None:
+    for seed, overrides in ((0, {}), (1, {}), (0, {"lr": 1.0})):
         folder = written(tmp_path, config(seed=seed))
+        folder.write_record({"overrides": overrides})
         Image.new("RGB", (3, 2)).save(folder.path / "grid.png")
-        assert (publish(folder.path, tmp_path) / "grid.png").exists() == (seed == 0)
+        kept = (publish(folder.path, tmp_path) / "grid.png").exists()
+        assert kept == (seed == 0 and not overrides)
+
+
+def test_published_scores_are_one_a_line_and_the_same(tmp_path: Path) -> None:
+    folder = written(tmp_path, config())
+    scores = [
+        Score("coherence_joint", 0.0, 10, "higher", "joint", sampler="gen", low=0.0, high=0.25),
+        Score("fid_uncond", None, 0, "", unavailable="no weights"),
+        Score("coherence_cross", 0.5, 10, "higher", "cross", "a+b", "c", steps=0, attribute="n_given=2"),
+    ]
+    meta = {"metric_version": "1", "plan": {"joint": 10}}
+    folder.write_scores(scores, meta)
+    target = publish(folder.path, tmp_path)
+    found, beside = RunFolder(target).read_scores()
+    assert found == scores == folder.read_scores()[0]
+    assert beside == folder.read_scores()[1]
+    lines = (target / "scores.json").read_text().splitlines()
+    assert sum('"metric":' in line for line in lines) == 3 and not any(
+        '"given": ""' in line for line in lines
+    )
 
 
 def test_an_unfinished_working_copy_does_not_hide_a_published_record(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ class Job:
         self.code = code_hash(kind)
         if known.get("trained") and trained_code(known) not in ("", self.code):
             self.reporter.say(
-                f"note: the code of {self.config.method} changed since; --force trains it again"
+                f"note: the code of {self.config.method} changed since; `bench run --force` trains it again"
             )
         missing = self.config.plan.metrics if self.options.rescore else self._missing_metrics()
         if known.get("status") == "done" and not missing:

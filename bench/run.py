@@ -88,10 +88,11 @@ def rescore(
     looked up before anything is scored. Raises UserError for a run that is not trained to its end, has no
     weights, or was made on another build of the data.
     """
-    options, reporter = dataclasses.replace(options or Options(), rescore=True), reporter or Reporter()
+    options = dataclasses.replace(options or Options(), rescore=True, force=False)
+    reporter = reporter or Reporter()
     device, jobs = pick_device(options.device), []
     for name in names:
-        folder = RunFolder(find_run(options.results, name))
+        folder = RunFolder(_with_weights(find_run(options.results, name), options.results))
         config, data = _read_run(folder, options)
         if not folder.record.get("trained") or not (folder.path / WEIGHTS).exists():
             raise UserError(
@@ -105,6 +106,12 @@ def rescore(
         jobs.append(Job(config, data, device, options, reporter, done=folder))
     with _terminable():
         return [job.guarded(last=job is jobs[-1]) for job in jobs]
+
+
+def _with_weights(folder: Path, results: Path) -> Path:
+    """The working copy of a run that is published too, whatever its state; else the folder itself."""
+    working = results / "runs" / Path(*folder.parts[-3:])
+    return working if (working / WEIGHTS).exists() else folder
 
 
 def _check_results(folder: Path) -> None:

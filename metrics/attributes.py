@@ -143,9 +143,9 @@ class AttributeMetric:
                 scores += shuffled[-1]
             n = min(len(each) for each in right)
             scores += self._averages(right, n, **how)
-            for cells in zip(*shuffled, strict=True):
-                mean = float(np.mean([score.value for score in cells]))  # type: ignore[misc]
-                scores.append(replace(cells[0], value=mean, n=n, given="", target=""))
+            for same in zip(*shuffled, strict=True):
+                mean = float(np.mean([score.value for score in same]))  # type: ignore[misc]
+                scores.append(replace(same[0], value=mean, n=n, given="", target=""))
         for ((sampler, steps), task, (given, target)), parts in self._read.items():
             read = np.concatenate(parts)
             where = {"task": task, "given": "+".join(given), "target": target}

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.spec import Modality, UserError
+from bench.registry import load_method_class
+from datasets.spec import DataSpec, Modality, UserError
 from methods.parts.networks.build import build_decoder, build_encoder
+from methods.parts.networks.text_towers import TextBranches, TextTowers
 
 DIGIT = Modality("m0", "image", (3, 28, 28))
 CAPTION = Modality("caption", "text", (32,), vocabulary=1590)
@@ -93,10 +95,31 @@ def test_text_towers_keep_private_and_shared_latents_apart() -> None:
     z = torch.randn(2, 5, 7)
     logits = decoder(z)
     assert logits.shape == (2, 5, 12, 11)
-    for i in (0, 6):
+    own, shared = decoder.linears
+    assert (own.in_features, shared.in_features) == (3, 4)
+    for linear, moved in ((own, slice(0, 3)), (shared, slice(3, 7))):
+        seen = []
+        hook = linear.register_forward_hook(lambda module, given, out, seen=seen: seen.append(given[0]))
+        decoder(z)
+        hook.remove()
+        assert torch.equal(seen[0].reshape(2, 5, -1), z[..., moved])
         other = z.clone()
-        other[..., i] += 1
+        other[..., moved] += 1
         assert not torch.allclose(decoder(other), logits)
+    # z goes through one layer more than w, the one that keeps the sides (METHODS 1.5).
+    assert [len(branch) for branch in decoder.branches] == [4, 5]
+
+
+@pytest.mark.parametrize("name", ["mmvaeplus", "ours_w"])
+def test_methods_with_private_latents_have_text_towers(name: str) -> None:
+    spec = DataSpec((DIGIT, Modality("t", "text", (12,), vocabulary=11)))
+    kind = load_method_class(name)
+    towers = {
+        network: [type(m) for m in kind(spec, latent=4, private=3, network=network, width=8).modules()]
+        for network in ("cnn", "resnet")
+    }
+    for part in (TextTowers, TextBranches):
+        assert towers["resnet"].count(part) == 1 and part not in towers["cnn"]
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])

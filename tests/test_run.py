@@ -19,7 +19,7 @@ from bench.errors import UsageError
 from bench.job import Options, Outcome
 from bench.progress import Reporter
 from bench.run import load_run, rescore, run_many
-from bench.store import RunFolder, find_runs
+from bench.store import RunFolder, find_runs, publish
 from datasets.spec import UserError
 from metrics.protocol import Score
 
@@ -303,6 +303,16 @@ def test_a_run_is_scored_again_by_its_record(options: Options, trainings: list[i
     assert after["training"] == known["training"] and after["trained"] == known["trained"]
     assert json.loads(scores.read_text()) == before
     assert [p.name for p in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_a_rescoring_that_was_cut_off_goes_on_beside_the_published_copy(options: Options) -> None:
+    (first,) = go(options)
+    publish(first.folder, options.results)
+    path = first.folder / "run.json"
+    path.write_text(json.dumps(record(first) | {"status": "running"}))
+    assert find_run(options.results, first.folder.name).parent.parent.parent.name == "published"
+    (again,) = rescore([first.folder.name], options, Reporter(quiet=True))
+    assert again.status == "done" and again.folder == first.folder
 
 
 def test_only_a_trained_run_is_scored_again(options: Options) -> None:

@@ -141,14 +141,13 @@ class Cooperative(CooperativeSampling, Method):
         check_settings(settings)
         if text_state == "fixed" and not spec.images:
             raise ValueError("text_state 'fixed' moves pictures alone and there are none; use 'embedding'")
-        size = self.private + latent
         # No BatchNorm in text networks: the chains would follow other functions than the losses train.
         backbone = (network, width, False)
         self.encoders = nn.ModuleDict(
             {m.name: ExpertEncoder(m, latent, self.private, "gaussian", *backbone) for m in spec}
         )
         self.generators = nn.ModuleDict(
-            {m.name: build_decoder(m, size, *backbone, private=self.private) for m in spec}
+            {m.name: build_decoder(m, self.private + latent, *backbone, private=self.private) for m in spec}
         )
         self.priors = FittedPriors(self.shared_blocks() if fit_prior else (), latent, prior_components)
         self.texts = TextStates(self.words(), text_scale, text_state)

@@ -63,9 +63,11 @@ def from_velocity(velocity: Predictor, draft: Tensor) -> Predictor:
     lie around the draft from the start, where a network that gives eps itself has first to learn to copy x_t.
     The squared error of eps is abar_t times that of v: the noisiest levels teach v little and keep to r.
     """
+    # Moved to the device once, not in every step of a sampler.
+    levels = noise_schedule().alphas_cumprod.to(draft.device)
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
-        abar = noise_schedule().alphas_cumprod.to(x.device)[t].view(-1, *[1] * (x.ndim - 1))
+        abar = levels[t].view(-1, *[1] * (x.ndim - 1))
         return (1 - abar).sqrt() * (x - abar.sqrt() * draft) + abar.sqrt() * velocity(x, t)
 
     return noise

@@ -19,11 +19,12 @@ from bench.listing import columns
 from bench.names import PRIORS
 from bench.progress import Reporter, duration
 from bench.provenance import versions
+from bench.publish import publish
 from bench.randomness import derive, forked
 from bench.registry import dataset_names, load_dataset
 from bench.run import load_run, prepare
 from bench.scoring import save_grid, score
-from bench.store import GRID, RECORD, find_runs, publish
+from bench.store import GRID, RECORD, find_runs
 from datasets.spec import UserError
 from metrics.protocol import Score
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -131,10 +132,12 @@ class RunFolder:
         import numpy as np
 
         merged = {**self.read_outcomes(), **outcomes}
-        packed: dict[str, Any] = {}
-        for name, values in merged.items():
-            packed[f"bits {name}"] = np.packbits(np.asarray(values, dtype=bool))
-            packed[f"n {name}"] = np.int64(len(values))
+        cells = [np.asarray(values, dtype=bool) for values in merged.values()]
+        packed = {
+            "cells": np.array(list(merged)),
+            "lengths": np.array([len(values) for values in cells]),
+            "bits": np.packbits(np.concatenate([np.zeros(0, bool), *cells])),
+        }
         with atomic(self.path / OUTCOMES) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, **packed)
 
@@ -145,11 +148,18 @@ class RunFolder:
         path = self.path / OUTCOMES
         if not path.exists():
             return {}
-        with np.load(path, allow_pickle=False) as stored:
-            names = [key.removeprefix("bits ") for key in stored.files if key.startswith("bits ")]
-            return {
-                n: np.unpackbits(stored[f"bits {n}"], count=int(stored[f"n {n}"])).astype(bool) for n in names
-            }
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                names, ends = stored["cells"].tolist(), np.cumsum(stored["lengths"])
+                rows = np.unpackbits(stored["bits"]).astype(bool)
+                return {
+                    name: rows[end - n : end]
+                    for name, n, end in zip(names, stored["lengths"], ends, strict=True)
+                }
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise user_error(
+                f"'{path}' cannot be read ({error}); delete it and score the run again with `bench rescore`"
+            ) from error
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to train.jsonl; numbers that are not finite become null."""
@@ -308,43 +318,3 @@ def find_runs(root: Path) -> list[RunRecord]:
         if known is None or _preference(present) > _preference(known):
             found[path.parent.name] = present
     return sorted(found.values(), key=lambda r: r.folder)
-
-
-def publish(folder: Path, root: Path) -> Path:
-    """Copy a finished record without its weights to `<root>/published/`; returns the new folder.
-
-    Made small, since a repository keeps every version: scores are one a line without empty keys, and the grid
-    goes along for seed 0 of a preset alone, as the pictures of other seeds and of ablations say no more.
-    """
-    run = RunFolder(Path(folder))
-    record = run.read_record()
-    if record.get("status") != "done":
-        raise user_error(
-            f"'{folder}' is {record.get('status', 'no run')}, only a finished run can be published"
-        )
-    name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
-    target = Path(root) / "published" / name
-    target.mkdir(parents=True, exist_ok=True)
-    for item in (RECORD, OUTCOMES, LOG, REFINEMENT):
-        if (run.path / item).exists():
-            shutil.copyfile(run.path / item, target / item)
-    if (run.path / SCORES).exists():
-        (target / SCORES).write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
-    (target / GRID).unlink(missing_ok=True)
-    if (run.path / GRID).exists() and not record.get("seed") and not record.get("overrides"):
-        from PIL import Image
-
-        # 256 colours look the same and need a third of the room.
-        with Image.open(run.path / GRID) as picture:
-            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        small.save(target / GRID, optimize=True)
-    return target
-
-
-def _compact(content: Mapping[str, Any]) -> str:
-    """scores.json with one score a line and without the keys that are empty; `Score` fills them in again."""
-    always = ("metric", "value", "n", "better")
-    rows = [{k: v for k, v in row.items() if k in always or v not in ("", None)} for row in content["scores"]]
-    head = json.dumps({k: v for k, v in content.items() if k != "scores"}, indent=1)
-    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows)
-    return f'{head.removesuffix("}").rstrip()},\n "scores": [\n  {lines}\n ]\n}}\n'

@@ -18,8 +18,9 @@ from bench.build import find_run
 from bench.errors import UsageError
 from bench.job import Options, Outcome
 from bench.progress import Reporter
+from bench.publish import publish
 from bench.run import load_run, rescore, run_many
-from bench.store import RunFolder, find_runs, publish
+from bench.store import RunFolder, find_runs
 from datasets.spec import UserError
 from metrics.protocol import Score
 

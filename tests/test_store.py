@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from bench.config import RunConfig, resolve
+from bench.publish import LOG_LINES, publish, thin_log
 from bench.safefiles import atomic, digest, write_json
-from bench.store import RunFolder, find_runs, open_run, publish, run_id, train_fingerprint
+from bench.store import RunFolder, find_runs, open_run, run_id, train_fingerprint
 from datasets.spec import UserError
 from metrics.protocol import Score
 
@@ -178,6 +179,24 @@ def test_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
     assert (tmp_path / "outcomes.npz").stat().st_size < 2000
 
 
+def test_many_cells_cost_little_more_than_their_bits(tmp_path: Path) -> None:
+    folder, bits = RunFolder(tmp_path), np.random.default_rng(0).random((60, 1000)) > 0.5
+    folder.write_outcomes({f"coherence_cross/gen/m{i}": row for i, row in enumerate(bits)})
+    assert (tmp_path / "outcomes.npz").stat().st_size < 1.2 * bits.size / 8
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_damaged_outcomes_are_one_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "outcomes.npz").write_bytes(content)
+    with pytest.raises(UserError, match="outcomes.npz' cannot be read .*bench rescore"):
+        RunFolder(tmp_path).read_outcomes()
+
+
+def test_no_outcomes_at_all_come_back_as_none(tmp_path: Path) -> None:
+    RunFolder(tmp_path).write_outcomes({})
+    assert RunFolder(tmp_path).read_outcomes() == {}
+
+
 def test_the_log_skips_a_torn_line_and_is_cut_on_resume(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for step in (1, 2, 3):
@@ -280,6 +299,31 @@ def test_published_scores_are_one_a_line_and_the_same(tmp_path: Path) -> None:
     assert sum('"metric":' in line for line in lines) == 3 and not any(
         '"given": ""' in line for line in lines
     )
+
+
+def test_a_published_log_is_thinned_and_keeps_both_ends_and_every_validation(tmp_path: Path) -> None:
+    entries: list[dict[str, object]] = []
+    for step in range(10, 10001, 10):
+        entries.append({"kind": "train", "step": step, "terms": {"loss": 1 / (3 * step), "n": step}})
+        if step % 1000 == 0:
+            entries.append({"kind": "val", "step": step, "terms": {"loss": None}})
+    thin = thin_log(entries)
+    training = [e for e in thin if e["kind"] == "train"]
+    assert len(training) == LOG_LINES and (training[0]["step"], training[-1]["step"]) == (10, 10000)
+    assert [e["step"] for e in thin if e["kind"] == "val"] == list(range(1000, 10001, 1000))
+    assert [e["step"] for e in thin] == sorted(e["step"] for e in thin)
+    gaps = np.diff([e["step"] for e in training])
+    assert gaps.max() - gaps.min() <= 10
+    for e in training:
+        assert (
+            e["terms"]["loss"] == pytest.approx(1 / (3 * e["step"]), rel=1e-4)
+            and e["terms"]["n"] == e["step"]
+        )
+    assert thin_log(entries[:50]) == thin_log(thin_log(entries[:50])) and len(thin_log(entries[:50])) == 50
+    folder = written(tmp_path, config())
+    for entry in entries:
+        folder.log(entry)
+    assert RunFolder(publish(folder.path, tmp_path)).read_log() == thin
 
 
 def test_an_unfinished_working_copy_does_not_hide_a_published_record(tmp_path: Path) -> None:

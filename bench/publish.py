@@ -1,0 +1,82 @@
+"""Finished runs as committed records: without weights, and small, since a repository keeps every version."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.config import plain
+from bench.safefiles import read_json, user_error
+from bench.store import GRID, LOG, OUTCOMES, RECORD, REFINEMENT, SCORES, RunFolder, folder_name
+
+LOG_LINES = 80
+"""Lines of training that a published log keeps, evenly spaced; validations are all kept."""
+LOG_DIGITS = 5
+"""Significant digits of their numbers."""
+
+
+def publish(folder: Path, root: Path) -> Path:
+    """Copy a finished record without its weights to `<root>/published/`; returns the new folder.
+
+    Scores are one a line without empty keys, the log is thinned (`thin_log`), and the grid goes along for
+    seed 0 of a preset alone, as the pictures of other seeds and of ablations say no more. Raises UserError
+    where the run is not finished.
+    """
+    run = RunFolder(Path(folder))
+    record = run.read_record()
+    if record.get("status") != "done":
+        raise user_error(
+            f"'{folder}' is {record.get('status', 'no run')}, only a finished run can be published"
+        )
+    name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
+    target = Path(root) / "published" / name
+    target.mkdir(parents=True, exist_ok=True)
+    for item in (RECORD, OUTCOMES, REFINEMENT):
+        if (run.path / item).exists():
+            shutil.copyfile(run.path / item, target / item)
+    if (run.path / SCORES).exists():
+        (target / SCORES).write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
+    if (run.path / LOG).exists():
+        lines = [json.dumps(entry) + "\n" for entry in thin_log(run.read_log())]
+        (target / LOG).write_text("".join(lines), encoding="utf-8")
+    (target / GRID).unlink(missing_ok=True)
+    if (run.path / GRID).exists() and not record.get("seed") and not record.get("overrides"):
+        from PIL import Image
+
+        # 256 colours look the same and need a third of the room.
+        with Image.open(run.path / GRID) as picture:
+            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(target / GRID, optimize=True)
+    return target
+
+
+def thin_log(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """At most `LOG_LINES` lines of training, the first and the last among them, and all others; rounded."""
+    training = [i for i, entry in enumerate(entries) if entry.get("kind", "train") == "train"]
+    last = len(training) - 1
+    if last >= LOG_LINES:
+        kept = {training[round(k * last / (LOG_LINES - 1))] for k in range(LOG_LINES)}
+        dropped = set(training) - kept
+        entries = [entry for i, entry in enumerate(entries) if i not in dropped]
+    return [plain(_rounded(entry)) for entry in entries]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.{LOG_DIGITS}g}")
+    return value
+
+
+def _compact(content: Mapping[str, Any]) -> str:
+    """scores.json with one score a line and without the keys that are empty; `Score` fills them in again."""
+    always = ("metric", "value", "n", "better")
+    rows = [{k: v for k, v in row.items() if k in always or v not in ("", None)} for row in content["scores"]]
+    head = json.dumps({k: v for k, v in content.items() if k != "scores"}, indent=1)
+    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows)
+    return f'{head.removesuffix("}").rstrip()},\n "scores": [\n  {lines}\n ]\n}}\n'

@@ -203,6 +203,7 @@ def hyper_signature(method: str) -> dict[str, inspect.Parameter]:
 def check_hyper(method: str, values: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:
     """All hyper-parameters of `method`: its defaults with `values` on top, checked by annotation.
 
+    One that was `added` later is left out at its default, so that it renames no run from before it.
     Raises UsageError for an unknown key, a wrong type, or (where the result must be `complete`) a
     keyword without default left unset.
     """
@@ -212,7 +213,7 @@ def check_hyper(method: str, values: Mapping[str, Any], complete: bool = True) -
 
     kind = load_method_class(method)
     signature, hints = class_signature(kind)
-    choices = getattr(kind, "choices", {})
+    choices, added = getattr(kind, "choices", {}), getattr(kind, "added", {})
     for key in values:
         if key not in signature:
             known = [*signature, *(f"train.{f.name}" for f in dataclasses.fields(TrainConfig))]
@@ -233,7 +234,8 @@ def check_hyper(method: str, values: Mapping[str, Any], complete: bool = True) -
             allowed = choices.get(name)
             if allowed is not None and value not in allowed:
                 raise _error(f"{name} = {value!r} is not possible{closest(str(value), map(str, allowed))}")
-        out[name] = value
+        if name not in added or value != added[name]:
+            out[name] = value
     return out
 
 

@@ -130,6 +130,8 @@ class Method(nn.Module):
         chains: kinds of chain (`data`, `posterior`, `prior`) that `chain` can run.
         memory: GB that encoders and decoders may keep for the backward pass of one step, where a method
             can save memory at the price of time; `train.memory` of the harness. Changes rounding only.
+        added: hyper-parameters that came when records existed -> their default, which is what was before. A
+            run that has the default is named as if they were not there.
 
     Class attributes for `bench check`, all optional:
         choices: hyper-parameter -> its allowed values, where the annotation does not list them.
@@ -143,6 +145,7 @@ class Method(nn.Module):
     chains: ClassVar[tuple[str, ...]] = ()
     memory: float = 1.0
     choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    added: ClassVar[Mapping[str, Any]] = {}
     small: ClassVar[Mapping[str, Any]] = {}
     excused: ClassVar[Mapping[str, str]] = {}
 

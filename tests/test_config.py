@@ -14,12 +14,13 @@ from bench.config import (
     TrainConfig,
     build,
     class_signature,
+    hyper_signature,
     parse_override,
     preset_names,
     resolve,
 )
 from bench.errors import UsageError
-from bench.registry import method_names
+from bench.registry import load_method_class, method_names
 from bench.store import train_fingerprint
 
 PRESETS = Path(config.__file__).parent / "presets"
@@ -218,3 +219,20 @@ def test_plain_values_only() -> None:
     with pytest.raises(UsageError, match="unknown key 'train.batchsize'"):
         build(TrainConfig, {"batchsize": 3}, "train.")
     assert build(Plan, {"samplers": ["a"]}).samplers == ("a",)
+
+
+@pytest.mark.parametrize("method", ["ours", "ours_w"])
+def test_a_hyper_parameter_that_came_later_renames_no_older_run(method: str) -> None:
+    usual, same, other = (
+        resolve(method, "polydigits", "quick", overrides)
+        for overrides in ((), ("updates=1:1:1",), ("updates=1:2:1",))
+    )
+    assert "updates" not in usual.hyper and same == usual
+    assert other.hyper == {**usual.hyper, "updates": "1:2:1"} and other.overrides == {"updates": "1:2:1"}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_what_was_added_later_stands_at_its_default(method: str) -> None:
+    signature = hyper_signature(method)
+    for name, value in load_method_class(method).added.items():
+        assert signature[name].default == value

@@ -225,6 +225,56 @@ def test_resampled_negatives_come_after_the_generator_step():
     assert set(second.parts) == {"energy"}
 
 
+def test_updates_step_each_network_as_often_as_asked():
+    for updates, expected in {
+        "1:2:1": [{"generator", "inference"}, {"generator"}, {"energy"}],
+        "2:1:3": [{"generator", "inference"}, {"inference"}, {"inference"}, {"energy"}, {"energy"}],
+    }.items():
+        losses = make(updates=updates)(batch(), REVISION)
+        assert not isinstance(losses, Loss)
+        assert [set(loss.parts) for loss in losses] == expected
+    assert isinstance(make(updates="1:1:1")(batch(), REVISION), Loss)
+    for wrong in ("1:2", "0:1:1", "1:a:1", "1:1:-1", ""):
+        with pytest.raises(ValueError, match="energy:generator:inference"):
+            make(updates=wrong)
+
+
+def test_repeated_updates_follow_the_networks_that_have_learned_on_the_same_ends():
+    """Without steps in between a repeated loss is the first again; after one on the generator it is not."""
+    x = batch()
+
+    def run(learn):
+        torch.manual_seed(3)
+        method, seen = make(updates="2:2:2"), {}
+        for loss in method(x, REVISION):
+            for name, part in loss.parts.items():
+                seen.setdefault(name, []).append(float(part.detach()))
+            if learn and "generator" in loss.parts:
+                loss.total.backward()
+                with torch.no_grad():
+                    for p in method.generators.parameters():
+                        p -= 1e-5 * p.grad
+                        p.grad = None
+        return seen
+
+    still, learned = run(False), run(True)
+    for name in ("generator", "inference"):
+        assert still[name][1] == pytest.approx(still[name][0], rel=1e-6), name
+    assert learned["generator"][0] == still["generator"][0]
+    assert learned["generator"][1] < learned["generator"][0]
+    assert learned["inference"] == pytest.approx(still["inference"], rel=1e-5)
+
+
+def test_one_update_each_is_the_loss_of_all_three_at_once():
+    x, parts = batch(), []
+    for updates in ("1:1:1", "1:1:2"):
+        torch.manual_seed(3)
+        losses = make(updates=updates)(x, REVISION)
+        first = [losses] if isinstance(losses, Loss) else list(losses)
+        parts.append({k: float(v.detach()) for loss in reversed(first) for k, v in loss.parts.items()})
+    assert parts[0] == pytest.approx(parts[1], rel=1e-5)
+
+
 def test_warm_start_is_a_stage_of_its_own():
     method = make(warm_start=0.25)
     assert [(s.name, s.share) for s in method.stages] == [("warm", 0.25), ("revision", 0.75)]

@@ -21,7 +21,7 @@ from methods.base import Loss, Method, ParamGroup, Progress, Stage
 from methods.parts.chain_health import CHECK_EVERY
 from methods.parts.cooperative_losses import log_mixture, revision_loss, warm_loss
 from methods.parts.cooperative_sampling import CooperativeSampling
-from methods.parts.cooperative_settings import check_settings
+from methods.parts.cooperative_settings import check_settings, repeats_of
 from methods.parts.energy_learning import contrast, to_data, to_model, uniform_images
 from methods.parts.fitted_prior import FittedPriors
 from methods.parts.langevin import State, frozen, langevin
@@ -50,6 +50,7 @@ class Cooperative(CooperativeSampling, Method):
     `beta1`, `beta2`, `weight_decay` (generator, inference), `decay` per epoch, `clip` norm for energy and
     generator; `posterior`, `prior` families; `log_variance_low`, `log_variance_high`; `output`
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
+    `updates` how often energy, generator and inference step per iteration, in this order (chains run once);
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
     at `warm_rate` times the learning rates; `fit_prior` fits the prior of z to draws of the posterior
@@ -74,6 +75,7 @@ class Cooperative(CooperativeSampling, Method):
         "text_state": OPTIONS,
         "energy_head": HEADS,
     }
+    added: ClassVar[dict[str, object]] = {"updates": "1:1:1"}
     private: int = 0
     apart: ClassVar[bool] = False
     """Whether the latent chain runs block by block, each with its own bound on the drift."""
@@ -129,6 +131,7 @@ class Cooperative(CooperativeSampling, Method):
         energy_head: str = "linear",
         fit_prior: bool = False,
         prior_components: int = 1,
+        updates: str = "1:1:1",
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -139,6 +142,7 @@ class Cooperative(CooperativeSampling, Method):
             if settings[name] not in allowed:
                 raise ValueError(f"{name} '{settings[name]}' is none of {', '.join(allowed)}")
         check_settings(settings)
+        self.repeats = repeats_of(updates)
         if text_state == "fixed" and not spec.images:
             raise ValueError("text_state 'fixed' moves pictures alone and there are none; use 'embedding'")
         # No BatchNorm in text networks: the chains would follow other functions than the losses train.

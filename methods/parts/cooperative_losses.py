@@ -6,6 +6,7 @@ Hats are first draws, `revised` and `negatives` the ends of chains; the latter a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,42 +23,40 @@ if TYPE_CHECKING:
     from methods.parts.cooperative import Cooperative
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Where the chains of an iteration end, constants for every loss: x-, with the z it came from, and z+.
+
+    `first`: the generator's draw that the data chain started from, with its graph; `unobserved` as in
+    `Cooperative.training_start`.
+    """
+
+    latent: State
+    first: State
+    negatives: State
+    revised: State
+    unobserved: Mapping[str, Tensor]
+
+
 def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[Loss]:
     """One iteration of METHODS 2.14.2: draw, revise, then the three losses; images `x` in [-1, 1], tokens.
 
-    A data chain that starts from noise leaves no pair (z, x-), so the terms under Q~ are left out then.
     Raises Diverged where `check` finds a chain that ran away.
     """
     latent = model.prior_draw(len(next(iter(x.values()))))
-    drawn = model.first_images(latent)
-    start = {name: state.detach() for name, state in drawn.items()}
+    first = model.first_images(latent)
+    start = {name: state.detach() for name, state in first.items()}
     negatives, energies = model.revise_data(start)
     experts = model.experts(x)
-    first, unobserved = model.training_start(experts)
-    revised, latent_energies = model.revise_latent(first, x, unobserved=unobserved)
-
+    first_latents, unobserved = model.training_start(experts)
+    revised, latent_energies = model.revise_latent(first_latents, x, unobserved=unobserved)
     model.priors.track(revised)
-    reconstructed = model.generate(revised)
-    on_data = -model.log_likelihood(x, reconstructed).mean()
-    generator = model.generator_on_data * on_data
-    paired = model.data_start == "generator"
-    if paired:
-        on_revised = -model.log_likelihood_of_revised(negatives, drawn).mean()
-        generator = generator + model.generator_on_revised * on_revised
+    ends = Ends(latent, first, negatives, revised, unobserved)
 
-    infer_data = -model.log_joint_posterior(experts, revised, unobserved).mean()
-    inference = model.inference_on_data * infer_data
-    if paired:
-        observed = model.texts.read(negatives)
-        infer_revised = -model.log_joint_posterior(model.experts(observed), latent).mean()
-        inference = inference + model.inference_on_revised * infer_revised
-
-    log_posterior = (model.log_prior(revised) + model.log_likelihood(x, reconstructed)).mean()
-    terms = {
-        "on_data": on_data,
-        **({"on_revised": on_revised} if paired else {}),
-        "infer_data": infer_data,
-        **({"infer_revised": infer_revised} if paired else {}),
+    generator, terms = generator_loss(model, x, ends)
+    inference, infer_terms = inference_loss(model, experts, ends)
+    log_posterior = model.log_prior(revised).mean() - terms["on_data"]
+    terms |= infer_terms | {
         "moved": displacement(model.texts.embed(start), model.texts.embed(negatives)),
         "log_posterior_start": -latent_energies[0].mean() if len(latent_energies) else log_posterior,
         "log_posterior_end": log_posterior,
@@ -65,25 +64,68 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
         **(expert_shares(experts, revised["z"]) if "z" in revised else {}),
         **model.priors.terms(),
     }
-    if model.resample_negatives:
-        first = Loss.of(terms, generator=generator, inference=inference)
-        return _resampled(model, x, latent, first, check)
+    parts = {"generator": generator, "inference": inference}
+    if model.resample_negatives or model.repeats:
+        return _in_turns(model, x, ends, Loss.of(terms, **parts), check)
     energy, energy_terms = model.energy_loss(x, negatives)
     terms |= energy_terms
     if check:
         check_chains(terms, model.entries, model.data_start)
-    return Loss.of(terms, generator=generator, inference=inference, energy=energy)
+    return Loss.of(terms, **parts, energy=energy)
 
 
-def _resampled(model: Cooperative, x: Batch, latent: State, first: Loss, check: bool) -> Iterator[Loss]:
-    """Step generator and inference, then draw X- again from the updated generator for the energy."""
+def generator_loss(model: Cooperative, x: Batch, ends: Ends) -> tuple[Tensor, dict[str, Tensor]]:
+    """-a_d log p_w(x | z+) - a_s log p_w(x- | z) (P1 Eqn 11), and both log-likelihoods.
+
+    A data chain that starts from noise leaves no pair (z, x-), so the second term is left out then.
+    """
+    on_data = -model.log_likelihood(x, model.generate(ends.revised)).mean()
+    if model.data_start != "generator":
+        return model.generator_on_data * on_data, {"on_data": on_data}
+    on_revised = -model.log_likelihood_of_revised(ends.negatives, ends.first).mean()
+    loss = model.generator_on_data * on_data + model.generator_on_revised * on_revised
+    return loss, {"on_data": on_data, "on_revised": on_revised}
+
+
+def inference_loss(
+    model: Cooperative, experts: Mapping[str, Expert], ends: Ends
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-b_d log q_f(z+ | x) - b_s log q_f(z | x-) (P1 Eqn 12), and both terms; `experts` are those of x."""
+    on_data = -model.log_joint_posterior(experts, ends.revised, ends.unobserved).mean()
+    if model.data_start != "generator":
+        return model.inference_on_data * on_data, {"infer_data": on_data}
+    seen = model.experts(model.texts.read(ends.negatives))
+    on_revised = -model.log_joint_posterior(seen, ends.latent).mean()
+    loss = model.inference_on_data * on_data + model.inference_on_revised * on_revised
+    return loss, {"infer_data": on_data, "infer_revised": on_revised}
+
+
+def _in_turns(model: Cooperative, x: Batch, ends: Ends, first: Loss, check: bool) -> Iterator[Loss]:
+    """The losses of an iteration one after the other, for `resample_negatives` and `updates`.
+
+    Generator and inference step first, each as often as `updates` says; then the energy, with
+    `resample_negatives` on X- drawn again from the generator that has learned.
+    """
     yield first
-    with torch.no_grad():
-        start = model.first_images(latent)
-    energy, terms = model.energy_loss(x, model.revise_data(start)[0])
-    if check:
-        check_chains(first.terms | terms, model.entries, model.data_start)
-    yield Loss.of(terms, energy=energy)
+    repeats, negatives = model.repeats, ends.negatives
+    for turn in range(1, max(repeats.get("generator", 1), repeats.get("inference", 1))):
+        parts = {}
+        if turn < repeats.get("generator", 1):
+            parts["generator"] = generator_loss(
+                model, x, replace(ends, first=model.first_images(ends.latent))
+            )[0]
+        if turn < repeats.get("inference", 1):
+            parts["inference"] = inference_loss(model, model.experts(x), ends)[0]
+        yield Loss.of(**parts)
+    if model.resample_negatives:
+        with torch.no_grad():
+            start = model.first_images(ends.latent)
+        negatives = model.revise_data(start)[0]
+    for turn in range(repeats.get("energy", 1)):
+        energy, terms = model.energy_loss(x, negatives)
+        if check and not turn:
+            check_chains(first.terms | terms, model.entries, model.data_start)
+        yield Loss.of(terms, energy=energy)
 
 
 def warm_loss(model: Cooperative, x: Batch) -> Loss:

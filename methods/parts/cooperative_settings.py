@@ -34,3 +34,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
     if settings["temper_energy_loss"] and not settings["data_noise"]:
         raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")
+
+
+def repeats_of(updates: str) -> dict[str, int]:
+    """`1:2:1` -> how often energy, generator and inference step per iteration; {} where each does so once.
+
+    Raises ValueError for anything but three whole numbers of at least 1.
+    """
+    parts = updates.split(":")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"updates={updates} is no ratio; give energy:generator:inference, for example 1:2:1")
+    counts = dict(zip(("energy", "generator", "inference"), map(int, parts), strict=True))
+    return counts if set(counts.values()) != {1} else {}

@@ -95,7 +95,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, fully resolved: `hyper` holds every keyword of the method, defaults included."""
+    """One run, fully resolved: `hyper` holds every keyword of the method but those of `Method.added`."""
 
     method: str
     dataset: str

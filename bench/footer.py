@@ -112,26 +112,39 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
     if "same" in states:
         notes.append('" repeats the row above: the value does not depend on the sampler. - : no such task.')
     notes += [text for result in group.results for text in unfinished_notes(result)]
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for row in (row for row in table.rows if row.seeds):
-        for column in table.columns:
-            cell = table.cell(row, column)
-            if cell.note and cell.state in ("n/a", "collapsed"):
-                held = f" ({column.number(cell.value)})" if cell.value is not None else ""
-                reasons.setdefault((column.title, f"{cell.state}: {cell.note}"), []).append(row.label + held)
-    hidden = {column.title for column in table.columns if not _has_value(table, column.key)}
-    for (title, reason), labels in reasons.items():
-        if title not in hidden:
-            notes.append(f"{title} of {', '.join(labels)} is {reason}")
-    if any(column.key.startswith("fd_clf") for column in table.columns):
-        notes.append(
-            "FD-clf: Frechet distance in the features of the data set's own classifiers; it is not FID."
-        )
+    notes += state_notes(table) + distance_notes(table)
     machines = sorted({machine_text(run) for run in group.runs})
     if machines and any(column.style == "seconds" for column in table.columns):
         mixed = "; times of different machines are not ranked" if len(machines) > 1 else ""
         notes.append(f"Times measured on {' and on '.join(machines)}{mixed}.")
     return notes
+
+
+def state_notes(table: Table, states: Sequence[str] = ("n/a", "collapsed")) -> list[str]:
+    """Why cells have no value or none that may be ranked, one sentence per column and reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in (row for row in table.rows if row.seeds):
+        for column in table.columns:
+            cell = table.cell(row, column)
+            if cell.note and cell.state in states:
+                held = f" ({column.number(cell.value)})" if cell.value is not None else ""
+                reasons.setdefault((column.title, f"{cell.state}: {cell.note}"), []).append(row.label + held)
+    hidden = {column.title for column in table.columns if not _has_value(table, column.key)}
+    notes = [
+        f"{title} of {', '.join(labels)} is {reason}"
+        for (title, reason), labels in reasons.items()
+        if title not in hidden
+    ]
+    if any(reason.startswith("collapsed") for _, reason in reasons):
+        notes.append("Joint columns of a collapsed sampler are never marked.")
+    return notes
+
+
+def distance_notes(table: Table) -> list[str]:
+    """What FD-clf is, where a column has it."""
+    if any(".fd_clf" in f".{column.key}" for column in table.columns):
+        return ["FD-clf: Frechet distance in the features of the data set's own classifiers; it is not FID."]
+    return []
 
 
 def _has_value(table: Table, key: str) -> bool:

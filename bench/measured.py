@@ -59,7 +59,7 @@ EITHER = {"fid": ("fid_uncond", "fid_t2i")}
 CAPTIONED = ("shapes", "cub", "cub256", "coco")
 """Data sets with captions: their tables have columns for FID and CLIP also where the weights are missing."""
 
-NOT_ASKED = "not among the metrics of these runs"
+NOT_ASKED = "not among the metrics of these runs (fid in plan.metrics adds it, with the Inception weights)"
 
 
 def measured_columns(sheet: Sheet, metric: str, title: str) -> list[Measured]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from bench.cells import Cell, Column, Row, Style, Table, span
-from bench.footer import collapse_note
+from bench.footer import collapse_note, distance_notes, state_notes
 from bench.matching import find_result
 from bench.measured import NOT_ASKED, captioned, measured_columns, unasked
 from bench.reference import SUITE, reference
@@ -106,13 +106,14 @@ def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str],
             cells, estimates = _measure(sheet, lines, measured.query, known)
             if unasked(sheet, metric, measured.query):
                 cells = [Cell("n/a", note=NOT_ASKED) if c.state in ("missing", "none") else c for c in cells]
-            counts = span(n for found in estimates if found for n in found.n)
+            counts = "" if style == "seconds" else span(n for found in estimates if found for n in found.n)
             table.columns.append(
                 replace(column, header=f"{sheet.where}\nn={counts}" if counts else sheet.where)
             )
             for line, cell in zip(lines, cells, strict=True):
                 table.row(line.label).cells[column.key] = cell
-            sheet.notes += _best_seeds(column, lines, estimates)
+            sound = [None if c.state == "collapsed" else e for c, e in zip(cells, estimates, strict=True)]
+            sheet.notes += _best_seeds(column, lines, sound)
 
 
 def _fill_by_given(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str]) -> None:
@@ -234,7 +235,7 @@ def _measured(sheet: Sheet, line: Line, query: Query, known: Sequence[str]) -> t
         return Cell("missing" if serves else "none"), None
     cell = replace(estimate_cell(found), evidence=evidence(result.runs, query, sampler or ""))
     collapsed = collapsed_runs(result.runs, sampler or "")
-    if collapsed:
+    if collapsed and query.task == "joint":
         cell = replace(cell, rankable=False)
         if query.metric == "coherence_joint" and cell.state == "value":
             cell = replace(cell, state="collapsed", note=collapse_note(collapsed, len(result.runs)))
@@ -269,6 +270,11 @@ def _finish(table: Table, sheets: Sequence[Sheet], known: Sequence[str]) -> None
         for row in table.rows:
             row.seeds = row.seeds or sheet.seeds.get(row.label, ())
         table.notes += sheet_notes(sheet, table)
+    if first.group:
+        table.notes += state_notes(table, ("collapsed",)) + distance_notes(table)
+        if {len(row.seeds) for row in table.rows if row.seeds} == {1}:
+            table.notes.append("One seed each: no interval here holds the difference between seeds.")
+    for sheet in sheets:
         table.excluded += excluded_lines(sheet.group, sheet.others) if sheet.group else []
     table.notes = list(dict.fromkeys(table.notes))
     absent = [

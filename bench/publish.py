@@ -35,9 +35,12 @@ def publish(folder: Path, root: Path) -> Path:
     name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
     target = Path(root) / "published" / name
     target.mkdir(parents=True, exist_ok=True)
-    for item in (RECORD, OUTCOMES, REFINEMENT):
+    for item in (RECORD, REFINEMENT):
         if (run.path / item).exists():
             shutil.copyfile(run.path / item, target / item)
+    (target / OUTCOMES).unlink(missing_ok=True)
+    if outcomes := run.read_outcomes():
+        RunFolder(target).write_outcomes(outcomes)
     if (run.path / SCORES).exists():
         (target / SCORES).write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
     if (run.path / LOG).exists():

@@ -112,7 +112,7 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
             f"published numbers, which need {part.dataset} and preset paper."
         )
     if part.note:
-        notes.append(f"Note: {part.note}." if own else f"Note on the source: {part.note}.")
+        notes.append(f"Note: {part.note}.")
     entries = sheet.book.find(source=part.source, table=part.name, dataset=part.dataset)
     marked: dict[str, list[str]] = {}
     for entry in entries:

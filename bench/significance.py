@@ -5,8 +5,10 @@ The difference d of two rows has the variance
     V = s^2(d_seed) / k + D var(d_tuple) / n
 
 over k common seeds and, for measures with right-or-wrong outcomes on the same test tuples, over n tuples
-(outcomes averaged over cells and seeds before they are subtracted). D >= 1 allows for test tuples that share
-pictures: the ratio of a row's own interval, which resamples pictures, to that of independent tuples, squared.
+(outcomes averaged over cells and seeds before they are subtracted). For a row of one seed beside a row of
+several the first term is s^2(seed) (1 / k_1 + 1 / k_2), as if both varied as much. D >= 1 allows for test
+tuples that share pictures: the ratio of a row's own interval, which resamples pictures, to that of
+independent tuples, squared.
 |d| counts as a difference where it exceeds t(0.975, df) sqrt(V), with Satterthwaite's df.
 """
 
@@ -71,19 +73,35 @@ def half_width(a: Evidence, b: Evidence) -> float | None:
     seeds = sorted(a.values.keys() & b.values.keys())
     if not seeds:
         return None
-    k = len(seeds)
-    over_seeds = float(np.var([a.values[s] - b.values[s] for s in seeds], ddof=1)) / k if k > 1 else 0.0
+    k, longer = len(seeds), max((a, b), key=lambda e: len(e.values))
+    freedom, over_seeds = k - 1, 0.0
+    if k > 1:
+        over_seeds = float(np.var([a.values[s] - b.values[s] for s in seeds], ddof=1)) / k
+    elif len(longer.values) > 1:
+        freedom = len(longer.values) - 1
+        over_seeds = float(np.var(list(longer.values.values()), ddof=1))
+        over_seeds *= 1 / len(a.values) + 1 / len(b.values)
     over_tuples, n = _tuple_variance(a, b, seeds)
-    if k == 1 and not n:
+    if not freedom and not n:
         if not all(s in e.halves for e in (a, b) for s in seeds):
             return None
         return float(np.hypot(a.halves[seeds[0]], b.halves[seeds[0]]))
     total = over_seeds + over_tuples
     if total == 0:
         return 0.0
-    spread = over_seeds**2 / (k - 1) if k > 1 else 0.0
+    spread = over_seeds**2 / freedom if freedom else 0.0
     spread += over_tuples**2 / (n - 1) if n > 1 else 0.0
     return float(t.ppf(0.975, total**2 / spread)) * total**0.5
+
+
+def gap(a: Cell, b: Cell) -> float:
+    """The difference of two cells: over common seeds where there are several, else of what they show."""
+    assert a.value is not None and b.value is not None
+    if a.evidence and b.evidence:
+        seeds = a.evidence.values.keys() & b.evidence.values.keys()
+        if len(seeds) > 1:
+            return float(np.mean([a.evidence.values[s] - b.evidence.values[s] for s in sorted(seeds)]))
+    return a.value - b.value
 
 
 def _tuple_variance(a: Evidence, b: Evidence, seeds: Sequence[int]) -> tuple[float, int]:
@@ -120,7 +138,7 @@ def mark_best(table: Table) -> list[str]:
             continue
         best = (max if column.better == "higher" else min)(ranked, key=lambda name: ranked[name].value)
         halves = {name: _half(ranked[best], cell) for name, cell in ranked.items() if name != best}
-        gaps = {name: abs(ranked[name].value - ranked[best].value) for name in halves}
+        gaps = {name: abs(gap(ranked[name], ranked[best])) for name in halves}
         tied = [name for name, half in halves.items() if gaps[name] <= (half or 0.0) + 1e-12]
         if len(tied) + 1 == len(ranked):
             continue

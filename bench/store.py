@@ -150,8 +150,17 @@ class RunFolder:
             return {}
         try:
             with np.load(path, allow_pickle=False) as stored:
+                if "cells" not in stored:
+                    # Two arrays a cell, as written until November 2026.
+                    cells = [key.removeprefix("bits ") for key in stored.files if key.startswith("bits ")]
+                    return {
+                        cell: np.unpackbits(stored[f"bits {cell}"], count=int(stored[f"n {cell}"])).astype(
+                            bool
+                        )
+                        for cell in cells
+                    }
                 names, ends = stored["cells"].tolist(), np.cumsum(stored["lengths"])
-                rows = np.unpackbits(stored["bits"]).astype(bool)
+                rows = np.unpackbits(stored["bits"], count=int(stored["lengths"].sum())).astype(bool)
                 return {
                     name: rows[end - n : end]
                     for name, n, end in zip(names, stored["lengths"], ends, strict=True)

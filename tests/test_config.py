@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,10 @@ def test_what_was_added_later_stands_at_its_default(method: str) -> None:
     signature = hyper_signature(method)
     for name, value in load_method_class(method).added.items():
         assert signature[name].default == value
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_has_a_citation_and_a_polymnist_file_of_its_own(method: str) -> None:
+    assert "," in load_method_class(method).citation
+    own = tomllib.loads((PRESETS / "polymnist" / f"{method}.toml").read_text(encoding="utf-8"))
+    assert {"quick", "fair", "paper"} <= set(own)

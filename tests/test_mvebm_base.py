@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
-from vae_support import NOW, batch, build, seeded
+from vae_support import (
+    NOW,
+    SPEC,
+    assert_same_descent,
+    assert_same_energy_descent,
+    batch,
+    build,
+    location,
+    seeded,
+    seeded_parts,
+)
 
 from methods.base import Progress
 from methods.mmvae import MMVAE
@@ -22,6 +34,30 @@ def test_without_energy_it_is_mmvae() -> None:
     mvebm.encoders.load_state_dict(mmvae.encoders.state_dict())
     mvebm.decoders.load_state_dict(mmvae.decoders.state_dict())
     torch.testing.assert_close(seeded(mvebm, x, progress=WARM), seeded(mmvae, x))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_both_objectives_and_their_gradients_in_float64(samples: int) -> None:
+    method = build(MVEBMBase, samples=samples, beta=1.7).double()
+    x = {n: t.double() if t.is_floating_point() else t for n, t in batch().items()}
+    negatives = torch.randn(6, 4).double()
+    method.prior.sample = lambda n: negatives[:n]
+    parts = seeded_parts(method, x)
+
+    experts = [e.z for e in method.experts(x).values()]
+    torch.manual_seed(0)
+    draws = [q.rsample(samples) for q in experts]
+    unit = Normal(torch.tensor(0.0).double(), 1.0)
+    bound = 0.0
+    for z in draws:
+        densities = torch.stack([Normal(q.location, q.scale).log_prob(z).sum(-1).exp() for q in experts])
+        a = unit.log_prob(z).sum(-1) - method.prior.energy(z) - densities.mean(0).log()
+        a = 1.7 * a + sum(method.likelihood(m, x[m.name], location(method, m.name, z)) for m in SPEC)
+        bound = bound + (a.logsumexp(0) - math.log(samples)) / 3
+    contrast = method.prior.energy(torch.stack(draws).detach()).mean() - method.prior.energy(negatives).mean()
+    # U learns from the contrast alone, the networks from the bound alone, in which U is a fixed critic.
+    assert_same_descent(method, parts["vae"], -bound.mean(), but="prior")
+    assert_same_energy_descent(method, parts["energy"], contrast)
 
 
 def test_bound_is_tilted_by_the_energy() -> None:

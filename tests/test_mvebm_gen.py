@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
-from vae_support import NOW, SPEC, batch, build, seeded
+from torch.distributions import Laplace, Normal
+from vae_support import (
+    NOW,
+    SPEC,
+    assert_same_descent,
+    assert_same_energy_descent,
+    batch,
+    build,
+    location,
+    seeded,
+    seeded_parts,
+)
 
 from methods.base import Progress
 from methods.mmvaeplus import MMVAEPlus
 from methods.mvebm_gen import MVEBMGen
+from methods.parts.latents import SCALE_FLOOR
 
 WARM = Progress("warmup", 0, 10)
 
@@ -19,6 +34,39 @@ def test_without_energy_it_is_mmvaeplus() -> None:
     for part in ("encoders", "decoders"):
         getattr(mvebm, part).load_state_dict(getattr(plus, part).state_dict())
     torch.testing.assert_close(seeded(mvebm, x, progress=WARM), seeded(plus, x))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_both_objectives_and_their_gradients_in_float64(samples: int) -> None:
+    method = build(MVEBMGen, samples=samples, beta=1.7).double()
+    x = {n: t.double() if t.is_floating_point() else t for n, t in batch().items()}
+    for auxiliary in method.auxiliaries.values():
+        auxiliary.raw.data.normal_()
+    negatives = torch.randn(6, 4).double()
+    method.prior.sample = lambda n: negatives[:n]
+    parts = seeded_parts(method, x)
+
+    experts = method.experts(x)
+    kind, unit_scale = (Laplace, 1 + SCALE_FLOOR) if method.family == "laplace" else (Normal, 1.0)
+    torch.manual_seed(0)
+    z = {n: e.z.rsample(samples) for n, e in experts.items()}
+    w = {n: e.w.rsample(samples) for n, e in experts.items()}
+    fill = {n: r.rsample(3, samples, 6) for n, r in method.auxiliaries.items()}
+    unit, bound = kind(torch.tensor(0.0).double(), unit_scale), 0.0
+    for i, m in enumerate(SPEC.names):
+        densities = [kind(e.z.location, e.z.scale).log_prob(z[m]).sum(-1).exp() for e in experts.values()]
+        own = experts[m].w
+        a = unit.log_prob(z[m]).sum(-1) - method.prior.energy(z[m]) + unit.log_prob(w[m]).sum(-1)
+        a = a - torch.stack(densities).mean(0).log() - kind(own.location, own.scale).log_prob(w[m]).sum(-1)
+        a = 1.7 * a
+        for n in SPEC:
+            out = location(method, n.name, torch.cat([w[m] if n.name == m else fill[n.name][i], z[m]], -1))
+            a = a + method.likelihood(n, x[n.name], out)
+        bound = bound + (a.logsumexp(0) - math.log(samples)) / 3
+    inferred = torch.stack(list(z.values())).detach()
+    contrast = method.prior.energy(inferred).mean() - method.prior.energy(negatives).mean()
+    assert_same_descent(method, parts["vae"], -bound.mean(), but="prior")
+    assert_same_energy_descent(method, parts["energy"], contrast)
 
 
 def test_bound_is_tilted_on_the_shared_latent_only() -> None:

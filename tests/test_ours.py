@@ -225,6 +225,70 @@ def test_resampled_negatives_come_after_the_generator_step():
     assert set(second.parts) == {"energy"}
 
 
+@pytest.mark.parametrize("cls", [Ours, OursW])
+def test_the_three_losses_and_their_gradients_in_float64(cls):
+    """P1 Eqn 10 to 12 written out for fixed ends of both chains, with torch.distributions."""
+    weights = dict(
+        generator_on_data=0.9, generator_on_revised=3.0, inference_on_data=1.1, inference_on_revised=0.7
+    )
+    method = make(cls, **weights, sigma=0.8, spectral_norm=False, energy_penalty=0.2).double()
+    x = {name: image.double() for name, image in batch().items()}
+    torch.manual_seed(2)
+    negatives = {m.name: torch.randn(6, *m.shape).double() for m in SPEC}
+    blocks = {"z": 5, **({f"w.{n}": 2 for n in SPEC.names} if cls is OursW else {})}
+    prior, revised = ({k: torch.randn(6, d).double() for k, d in blocks.items()} for _ in range(2))
+    method.prior_draw = lambda n: prior
+    method.revise_data = lambda start: (negatives, torch.zeros(1, 6))
+    method.revise_latent = lambda start, x, unobserved: (revised, torch.zeros(1, 6))
+    parts = method(x, REVISION).parts
+
+    images = {name: 2 * image - 1 for name, image in x.items()}
+
+    def likelihood(observed, latent):
+        total = 0.0
+        for name in SPEC.names:
+            code = torch.cat([latent[f"w.{name}"], latent["z"]], 1) if cls is OursW else latent["z"]
+            density = Normal(method.generators[name](code).tanh(), 0.8)
+            # Without the constant of the normal density.
+            total = total + (density.log_prob(observed[name]) + math.log(0.8 * math.tau**0.5)).sum((1, 2, 3))
+        return total
+
+    def posterior(observed, latent):
+        experts = method.experts(observed)
+        stacked = [torch.stack([getattr(e.z, k) for e in experts.values()], 1) for k in ("location", "scale")]
+        mixture = MixtureSameFamily(
+            Categorical(torch.ones(6, 3).double()), Independent(Normal(*stacked), 1)
+        ).log_prob(latent["z"])
+        for name, expert in experts.items():
+            if expert.w is not None:
+                density = Normal(expert.w.location, expert.w.scale)
+                mixture = mixture + density.log_prob(latent[f"w.{name}"]).sum(1)
+        return mixture
+
+    real, fake = method.energy(images), method.energy(negatives)
+    expected = {
+        "energy": real.mean() - fake.mean() + 0.2 * (real.square().mean() + fake.square().mean()),
+        "generator": -(0.9 * likelihood(images, revised) + 3.0 * likelihood(negatives, prior)).mean(),
+        "inference": -(1.1 * posterior(images, revised) + 0.7 * posterior(negatives, prior)).mean(),
+    }
+    assert set(parts) == set(expected)
+    for name, group in method.param_groups().items():
+        torch.testing.assert_close(parts[name], expected[name], rtol=1e-10, atol=1e-10)
+        asked = [p for p in group.params if p.requires_grad]
+        for own, other in zip(
+            *(
+                torch.autograd.grad(v, asked, allow_unused=True, retain_graph=True)
+                for v in (parts[name], expected[name])
+            ),
+            strict=True,
+        ):
+            assert (own is None) == (other is None)
+            if own is not None:
+                torch.testing.assert_close(
+                    own, other, rtol=1e-7, atol=1e-9 * float(other.abs().max()) + 1e-12
+                )
+
+
 def test_updates_step_each_network_as_often_as_asked():
     for updates, expected in {
         "1:2:1": [{"generator", "inference"}, {"generator"}, {"energy"}],
@@ -232,7 +296,10 @@ def test_updates_step_each_network_as_often_as_asked():
     }.items():
         losses = make(updates=updates)(batch(), REVISION)
         assert not isinstance(losses, Loss)
+        losses = list(losses)
         assert [set(loss.parts) for loss in losses] == expected
+        named = [name for loss in losses for name in loss.terms]
+        assert len(named) == len(set(named)) and {"energy", "generator", "inference"} <= set(named)
     assert isinstance(make(updates="1:1:1")(batch(), REVISION), Loss)
     for wrong in ("1:2", "0:1:1", "1:a:1", "1:1:-1", ""):
         with pytest.raises(ValueError, match="energy:generator:inference"):

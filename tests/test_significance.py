@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bench.cells import Cell, Column, Row, Table
-from bench.significance import Evidence, half_width, mark_best, tuple_means
+from bench.significance import Evidence, gap, half_width, mark_best, tuple_means
 
 
 def test_over_seeds_it_is_the_paired_t_interval() -> None:
@@ -37,6 +37,21 @@ def test_one_seed_without_outcomes_takes_both_intervals() -> None:
     assert half_width(Evidence({0: 1.0}, {0: 0.3}), Evidence({0: 2.0}, {0: 0.4})) == pytest.approx(0.5)
     assert half_width(Evidence({0: 1.0}, {0: 0.3}), Evidence({0: 2.0})) is None
     assert half_width(Evidence({0: 1.0}, {0: 0.3}), Evidence({1: 2.0}, {1: 0.3})) is None
+
+
+def test_one_seed_beside_several_varies_as_those_do() -> None:
+    """A two-sample t-test in which one sample has a single value: the variance is that of the other."""
+    one, several = [9.0], [1.0, 2.0, 6.0]
+    both = stats.ttest_ind(one, several)
+    half = half_width(Evidence({0: 9.0}, {0: 0.1}), Evidence(dict(enumerate(several)), {0: 0.1}))
+    assert (np.mean(one) - np.mean(several)) / both.statistic * stats.t.ppf(0.975, 2) == pytest.approx(half)
+
+
+def test_gaps_are_those_of_the_common_seeds() -> None:
+    a = Cell("value", 5.0, evidence=Evidence({0: 4.0, 1: 6.0}))
+    b = Cell("value", 9.0, evidence=Evidence({0: 3.0, 1: 4.0, 2: 20.0}))
+    assert gap(a, b) == pytest.approx(1.5)
+    assert gap(a, Cell("value", 9.0, evidence=Evidence({1: 9.0}))) == gap(a, Cell("value", 9.0)) == -4.0
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 0.05), (6, 0.05)])

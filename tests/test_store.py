@@ -192,6 +192,18 @@ def test_damaged_outcomes_are_one_sentence(content: bytes, tmp_path: Path) -> No
         RunFolder(tmp_path).read_outcomes()
 
 
+def test_outcomes_as_they_were_written_before_are_read_and_published_anew(tmp_path: Path) -> None:
+    folder, row = written(tmp_path, config()), np.random.default_rng(0).random(1003) > 0.5
+    old = {"bits a/b": np.packbits(row), "n a/b": np.int64(1003), "bits c": np.packbits(row[:3]), "n c": 3}
+    np.savez_compressed(folder.path / "outcomes.npz", **old)
+    for found in (folder, RunFolder(publish(folder.path, tmp_path))):
+        back = found.read_outcomes()
+        assert list(back) == ["a/b", "c"]
+        assert np.array_equal(back["a/b"], row) and np.array_equal(back["c"], row[:3])
+    with np.load(publish(folder.path, tmp_path) / "outcomes.npz") as stored:
+        assert set(stored.files) == {"cells", "lengths", "bits"}
+
+
 def test_no_outcomes_at_all_come_back_as_none(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_outcomes({})
     assert RunFolder(tmp_path).read_outcomes() == {}

@@ -206,7 +206,8 @@ def test_collapsed_prints_its_name_and_is_never_best(tmp_path, share):
     assert row.cells["coherence_joint"].value == pytest.approx(0.99), "the number stays in the data"
     assert not any(row.cells[key].best for key in ("coherence_joint", "fd_clf_uncond"))
     assert table.row("ours").cells["coherence_joint"].best and row.cells["coherence_cross"].best
-    (note,) = [note for note in table.notes if "collapsed" in note]
+    note, rule = [note for note in table.notes if "collapsed" in note]
+    assert rule == "Joint columns of a collapsed sampler are never marked."
     assert f"{share:.0%}" in note and "mopoe (0.990)" in note
 
 

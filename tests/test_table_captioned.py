@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from records import coherence_scores, ours_scores, write_run
 
+from bench.measured import NOT_ASKED
 from bench.paper_tables import paper_table
 from bench.store import find_runs
 from bench.table import comparison_tables
@@ -111,9 +112,7 @@ def test_table_1_with_weights_needs_no_stand_in(tmp_path):
 def test_runs_that_were_not_asked_say_so(tmp_path, name):
     shapes_run(tmp_path)
     table = table_of(tmp_path, name)
-    assert {c.note for c in (table.rows[-1].cells[k] for k in keys(table)) if c.state == "n/a"} == {
-        "not among the metrics of these runs"
-    }
+    assert {c.note for c in (table.rows[-1].cells[k] for k in keys(table)) if c.state == "n/a"} == {NOT_ASKED}
     assert any("FID" in note and "not among the metrics" in note for note in table.notes)
 
 

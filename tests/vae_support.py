@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Laplace
 
 from bench.config import class_signature
 from datasets.spec import Batch, DataSpec, Modality
-from methods.base import Method, Progress
+from methods.base import Loss, Method, Progress
 from methods.cmvae import CMVAE
 from methods.codevae import CoDEVAE
 from methods.helvae import HELVAE
@@ -106,13 +106,39 @@ def log_density(method: Method, x: Batch, name: str, z: Tensor) -> Tensor:
     return Laplace(out, 0.75).log_prob(x[name]).sum((-1, -2, -3))
 
 
-def assert_same_descent(method: Method, loss: Tensor, reference: Tensor) -> None:
-    """Both losses, and their gradients to every parameter, agree in float64."""
+def assert_same_descent(method: Method, loss: Tensor, reference: Tensor, but: str = "-") -> None:
+    """Both losses, and their gradients to every parameter whose name starts otherwise, agree in float64."""
     torch.testing.assert_close(loss, reference, rtol=1e-10, atol=1e-8)
-    names, parameters = zip(*method.named_parameters(), strict=True)
+    compared = [(n, p) for n, p in method.named_parameters() if not n.startswith(but)]
+    names, parameters = zip(*compared, strict=True)
     ours, theirs = (torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, reference))
     for name, own, other in zip(names, ours, theirs, strict=True):
         message = f"gradient of {name}"
+        small = 5e-8 * max(1.0, float(other.abs().max()))
         torch.testing.assert_close(
-            own, other, rtol=1e-6, atol=1e-8, msg=lambda text, m=message: f"{m}: {text}"
+            own, other, rtol=1e-6, atol=small, msg=lambda text, m=message: f"{m}: {text}"
         )
+
+
+def seeded_parts(method: Method, x: Batch) -> dict[str, Tensor]:
+    """The parts of the loss on a batch, drawn with seed 0."""
+    torch.manual_seed(0)
+    loss = method(x, NOW)
+    assert isinstance(loss, Loss)
+    return loss.parts
+
+
+def assert_same_energy_descent(method: Any, part: Tensor, reference: Tensor) -> None:
+    """The part that trains U has the value of `reference` and its gradient, and trains nothing else."""
+    torch.testing.assert_close(part, reference, rtol=1e-10, atol=1e-10)
+    energy = list(method.prior.energy.parameters())
+    ours, theirs = (
+        torch.autograd.grad(v, energy, retain_graph=True, allow_unused=True) for v in (part, reference)
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own is None) == (other is None)
+        if own is not None:
+            torch.testing.assert_close(own, other, rtol=1e-7, atol=1e-10 * float(other.abs().max()))
+    own_ids = {id(p) for p in energy}
+    rest = [p for p in method.parameters() if id(p) not in own_ids]
+    assert all(g is None for g in torch.autograd.grad(part, rest, retain_graph=True, allow_unused=True))

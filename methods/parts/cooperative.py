@@ -28,6 +28,7 @@ from methods.parts.langevin import State, frozen, langevin
 from methods.parts.latents import Diagonal, Expert, ExpertEncoder
 from methods.parts.likelihoods import categorical_log_prob
 from methods.parts.networks.build import build_decoder
+from methods.parts.networks.common import at_least_float32
 from methods.parts.networks.energy import HEADS, JointEnergy
 from methods.parts.posteriors import mixture_rsample
 from methods.parts.text_state import OPTIONS, TextStates
@@ -179,7 +180,7 @@ class Cooperative(CooperativeSampling, Method):
         """Locations G_m(w_m, z) of the generator, images in [-1, 1], text as logits; P1 Eqn 4 and 16."""
         out = {}
         for name in targets or self.spec.names:
-            location = self.generators[name](self.code(latent, name)).float()
+            location = at_least_float32(self.generators[name](self.code(latent, name)))
             bounded = self.output == "tanh" and name not in self.texts
             out[name] = location.tanh() if bounded else location
         return out

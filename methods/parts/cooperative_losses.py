@@ -6,7 +6,7 @@ Hats are first draws, `revised` and `negatives` the ends of chains; the latter a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 class Ends:
     """Where the chains of an iteration end, constants for every loss: x-, with the z it came from, and z+.
 
-    `first`: the generator's draw that the data chain started from, with its graph; `unobserved` as in
-    `Cooperative.training_start`.
+    `unobserved` as in `Cooperative.training_start`.
     """
 
     latent: State
-    first: State
     negatives: State
     revised: State
     unobserved: Mapping[str, Tensor]
@@ -51,9 +49,9 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     first_latents, unobserved = model.training_start(experts)
     revised, latent_energies = model.revise_latent(first_latents, x, unobserved=unobserved)
     model.priors.track(revised)
-    ends = Ends(latent, first, negatives, revised, unobserved)
+    ends = Ends(latent, negatives, revised, unobserved)
 
-    generator, terms = generator_loss(model, x, ends)
+    generator, terms = generator_loss(model, x, ends, first)
     inference, infer_terms = inference_loss(model, experts, ends)
     log_posterior = model.log_prior(revised).mean() - terms["on_data"]
     terms |= infer_terms | {
@@ -74,15 +72,17 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     return Loss.of(terms, **parts, energy=energy)
 
 
-def generator_loss(model: Cooperative, x: Batch, ends: Ends) -> tuple[Tensor, dict[str, Tensor]]:
-    """-a_d log p_w(x | z+) - a_s log p_w(x- | z) (P1 Eqn 11), and both log-likelihoods.
+def generator_loss(
+    model: Cooperative, x: Batch, ends: Ends, first: State
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-a_d log p_w(x | z+) - a_s log p_w(x- | z) (P1 Eqn 11), and both terms; `first` is the generator at z.
 
     A data chain that starts from noise leaves no pair (z, x-), so the second term is left out then.
     """
     on_data = -model.log_likelihood(x, model.generate(ends.revised)).mean()
     if model.data_start != "generator":
         return model.generator_on_data * on_data, {"on_data": on_data}
-    on_revised = -model.log_likelihood_of_revised(ends.negatives, ends.first).mean()
+    on_revised = -model.log_likelihood_of_revised(ends.negatives, first).mean()
     loss = model.generator_on_data * on_data + model.generator_on_revised * on_revised
     return loss, {"on_data": on_data, "on_revised": on_revised}
 
@@ -104,28 +104,29 @@ def _in_turns(model: Cooperative, x: Batch, ends: Ends, first: Loss, check: bool
     """The losses of an iteration one after the other, for `resample_negatives` and `updates`.
 
     Generator and inference step first, each as often as `updates` says; then the energy, with
-    `resample_negatives` on X- drawn again from the generator that has learned.
+    `resample_negatives` on X- drawn again from the generator that has learned. Only the first loss of each
+    network has terms, so that the log shows the curves of a single turn.
     """
     yield first
     repeats, negatives = model.repeats, ends.negatives
     for turn in range(1, max(repeats.get("generator", 1), repeats.get("inference", 1))):
         parts = {}
         if turn < repeats.get("generator", 1):
-            parts["generator"] = generator_loss(
-                model, x, replace(ends, first=model.first_images(ends.latent))
-            )[0]
+            parts["generator"] = generator_loss(model, x, ends, model.first_images(ends.latent))[0]
         if turn < repeats.get("inference", 1):
             parts["inference"] = inference_loss(model, model.experts(x), ends)[0]
-        yield Loss.of(**parts)
+        yield Loss(torch.stack(list(parts.values())).sum(), {}, parts)
     if model.resample_negatives:
         with torch.no_grad():
             start = model.first_images(ends.latent)
         negatives = model.revise_data(start)[0]
-    for turn in range(repeats.get("energy", 1)):
-        energy, terms = model.energy_loss(x, negatives)
-        if check and not turn:
-            check_chains(first.terms | terms, model.entries, model.data_start)
-        yield Loss.of(terms, energy=energy)
+    energy, terms = model.energy_loss(x, negatives)
+    if check:
+        check_chains(first.terms | terms, model.entries, model.data_start)
+    yield Loss.of(terms, energy=energy)
+    for _ in range(1, repeats.get("energy", 1)):
+        energy = model.energy_loss(x, negatives)[0]
+        yield Loss(energy, {}, {"energy": energy})
 
 
 def warm_loss(model: Cooperative, x: Batch) -> Loss:

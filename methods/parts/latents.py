@@ -22,6 +22,7 @@ SCALE_FLOOR = 1e-6
 """Smallest scale. The published 1e-20 overflows in float32 once a density is differentiated."""
 
 LOG_VARIANCE_LIMIT = 20.0
+"""Bound on |a| in sigma = exp(a / 2), our choice: far beyond it densities overflow in float32."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from datasets.spec import DataSpec
+from methods.parts.networks.common import at_least_float32
 
 HEADS = ("linear", "mlp")
 
@@ -146,4 +147,4 @@ class JointEnergy(nn.Module):
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         features = [trunk(x) for trunk in self.trunks]
         features += [text(x[name]) for name, text in self.texts.items()]
-        return self.head(torch.cat(features, 1)).squeeze(1).float()
+        return at_least_float32(self.head(torch.cat(features, 1)).squeeze(1))

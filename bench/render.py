@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 WIDTH = 118
 """Columns of a terminal line; wider tables go on in a second block with the labels repeated."""
 
+FEW = 4
+"""Runs left out for the same reason that share a line; fewer have a line each."""
+
+
+def gathered(excluded: Sequence[str]) -> list[str]:
+    """Lines `run: reason`, runs with the same reason in one line from `FEW` on."""
+    runs: dict[str, list[str]] = {}
+    for line in excluded:
+        run, _, reason = line.partition(": ")
+        runs.setdefault(reason, []).append(run)
+    lines = []
+    for reason, names in runs.items():
+        if len(names) < FEW:
+            lines += [f"{name}: {reason}" for name in names]
+        else:
+            lines.append(f"{len(names)} runs, {reason}: {', '.join(names)}")
+    return sorted(lines)
+
 
 def render(table: Table, format: str = "terminal") -> str:
     """The table in one of `FORMATS`. Raises UsageError for another format."""
@@ -31,7 +49,8 @@ def _footer(table: Table, bullet: str = "") -> list[str]:
     if table.commands:
         lines += ["", "To fill what is missing:", *(f"{bullet or '  '}{c}" for c in table.commands)]
     if table.excluded:
-        lines += ["", "Runs that are not in this table:", *(f"{bullet or '  '}{e}" for e in table.excluded)]
+        left_out = gathered(table.excluded)
+        lines += ["", "Runs that are not in this table:", *(f"{bullet or '  '}{e}" for e in left_out)]
     return lines
 
 
@@ -164,7 +183,8 @@ def markdown(table: Table) -> str:
     if table.commands:
         footer += ["", "To fill what is missing:", "", "```", *table.commands, "```"]
     if table.excluded:
-        footer += ["", "Runs that are not in this table:", "", *(f"- {line}" for line in table.excluded)]
+        left_out = gathered(table.excluded)
+        footer += ["", "Runs that are not in this table:", "", *(f"- {line}" for line in left_out)]
     return "\n".join([*lines, "", *footer]) + "\n"
 
 
@@ -238,7 +258,8 @@ def latex(table: Table) -> str:
             latex_escape(table.notes[-1]) + "}"
         ]
     lines.append(r"\end{table}")
-    lines += [f"% {line}" for line in [*table.commands, *(f"not in this table: {e}" for e in table.excluded)]]
+    left_out = [f"not in this table: {line}" for line in gathered(table.excluded)]
+    lines += [f"% {line}" for line in [*table.commands, *left_out]]
     return "\n".join(lines) + "\n"
 
 
@@ -310,7 +331,7 @@ def html_table(table: Table) -> str:
     if table.commands:
         parts.append(f"<p>To fill what is missing:</p><pre>{html.escape(chr(10).join(table.commands))}</pre>")
     if table.excluded:
-        out = "".join(f"<li>{html.escape(line)}</li>" for line in table.excluded)
+        out = "".join(f"<li>{html.escape(line)}</li>" for line in gathered(table.excluded))
         parts.append(f"<p>Runs that are not in this table:</p><ul>{out}</ul>")
     return "\n".join(part for part in parts if part) + "\n"
 

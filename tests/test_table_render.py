@@ -10,7 +10,7 @@ from records import coherence_scores, method_scores, ours_scores, write_run
 
 from bench.cells import Cell, Column, Row, Table, short_count, span
 from bench.errors import UsageError
-from bench.render import FORMATS, WIDTH, csv, frame, latex_escape, read_csv, render
+from bench.render import FORMATS, WIDTH, csv, frame, gathered, latex_escape, read_csv, render
 from bench.store import find_runs
 from bench.table import comparison_tables
 
@@ -155,3 +155,11 @@ def test_rendering_imports_pandas_only_where_it_is_needed():
 
     code = "import bench.render, bench.table, bench.reference, sys; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_runs_left_out_for_one_reason_share_a_line():
+    same = [f"m{i} seed 0 (id{i}): preset fair, another plan (a=1, b=2)" for i in range(5)]
+    other = ["x [updates=1:2:1] seed 0 (id): too old", "y seed 1 (id): too old"]
+    names = ", ".join(f"m{i} seed 0 (id{i})" for i in range(5))
+    assert gathered([*same, *other]) == [f"5 runs, preset fair, another plan (a=1, b=2): {names}", *other]
+    assert gathered(same[:3]) == same[:3] and gathered([]) == []

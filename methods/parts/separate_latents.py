@@ -25,6 +25,7 @@ class SeparateLatents:
     apart: ClassVar[bool] = True
     excused: ClassVar[dict[str, str]] = {
         "every_parameter_is_trained[energy.head.bias]": "cancels in U(x) - U(x-); `energy_penalty` trains it",
+        "hyper_parameters_act[updates]": "any ratio, not one of a list; see tests/test_ours.py",
         "hyper_parameters_act[expert_mean]": "there is no mixture of experts whose mean it could weigh",
     }
 

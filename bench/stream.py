@@ -44,12 +44,13 @@ class Feed:
                 # The order was set elsewhere since (a new stage, a checkpoint): read ahead from there.
                 self._ahead = self._start(state)
                 _, batch = next(self._ahead)
-        except RuntimeError as error:
-            if "worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A batch that the dead had sent but not handed over ends in a broken connection.
+            if isinstance(error, RuntimeError) and "worker" not in str(error):
                 raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"a process that reads pictures was ended ({str(error).splitlines()[0]}): "
-                "free memory and run the command again"
+                f"a process that reads pictures was ended ({reason}): free memory and run the command again"
             ) from error
         return {name: t.to(self.device) for name, t in batch.items()}
 

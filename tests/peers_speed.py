@@ -26,6 +26,7 @@ from bench.benchmark_step import Subject, subject, training_steps
 from bench.config import resolve
 from bench.device import autocast
 from bench.listing import columns
+from bench.memory import keep_freed_memory
 from bench.timing import CLOCKS, Timing, alternate
 from datasets.spec import Split
 
@@ -111,6 +112,7 @@ def compare(case: str, batch_size: int, precision: str, clock: str, warmup: int,
 @click.option("--format", "style", type=click.Choice(["table", "json"]), default="table")
 def main(chosen: tuple[str, ...], style: str, **how: Any) -> None:
     """Time training steps of the suite and of MultiVae side by side."""
+    keep_freed_memory()  # as `bench run` does; the library's side gains by it too
     found = [compare(case, **how) for case in chosen]
     rows = [
         {

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import variants_speed
 
 from bench.cli import cli
+from bench.timing import Timing
+from datasets.spec import Batch
+from methods.base import Loss, Progress
+from methods.mmvae import MMVAE
 from methods.parts.networks.upsampling import DoublingConv
+from methods.parts.vae import MultimodalVAE
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -33,6 +40,29 @@ def test_both_decoders_are_timed_and_the_fast_one_stays() -> None:
     fast, sets = DoublingConv.forward, ["train.batch_size=4", "width=8", "latent=4"]
     found = variants_speed.decoders("mmvae", "quick", sets, "wall", warmup=0, repeats=1)
     assert list(found) == ["torch's", "as it is"] and DoublingConv.forward is fast
+
+
+def test_pieces_are_timed_give_the_same_loss_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, sets = MultimodalVAE._log_likelihood, ["train.batch_size=4", "width=8", "latent=4", "samples=1"]
+    seen: list[torch.Tensor] = []
+
+    def alternate(calls: dict[str, Callable[[], None]], *_: object) -> dict[str, Timing]:
+        for call in calls.values():
+            torch.manual_seed(0)
+            call()
+        return {name: Timing([1.0]) for name in calls}
+
+    def spied(self: MMVAE, x: Batch, progress: Progress) -> Loss:
+        loss = forward(self, x, progress)
+        seen.append(loss.total.detach())
+        return loss
+
+    forward = MMVAE.forward
+    monkeypatch.setattr(MMVAE, "forward", spied)
+    monkeypatch.setattr(variants_speed, "alternate", alternate)
+    found = variants_speed.pieces("mmvae", "quick", [*sets, "lr=1e-12"], 7, "wall", warmup=0, repeats=1)
+    assert list(found) == ["in pieces", "whole"] and MultimodalVAE._log_likelihood is whole
+    torch.testing.assert_close(seen[0], seen[1], rtol=1e-5, atol=0)
 
 
 def test_memory_is_timed_before_and_after() -> None:

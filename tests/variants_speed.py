@@ -5,7 +5,8 @@
 Energy: forward and input-gradient pass of `ours`' energy network as it is (pooled stride-2 kernels, one
 convolution for all stems) and in its plain form (every convolution and pooling by itself). Channels last:
 a whole training step with weights and batch laid out so, and as they come. Decoder: a step with torch's
-transposed convolutions, and with `DoublingConv`. Memory: a step where glibc gives every large block back to
+transposed convolutions, and with `DoublingConv`. Rows: a step that decodes the draws of every expert in
+pieces, and in one call per network. Memory: a step where glibc gives every large block back to
 the system, and where the process keeps it; the first comes before all else, since there is no way back.
 """
 
@@ -26,9 +27,11 @@ from bench.config import resolve
 from bench.listing import columns
 from bench.memory import keep_freed_memory
 from bench.timing import CLOCKS, Timing, alternate
+from datasets.spec import Modality
 from methods.parts.langevin import frozen
 from methods.parts.networks.energy import JointEnergy
 from methods.parts.networks.upsampling import DoublingConv
+from methods.parts.vae import MultimodalVAE
 
 Energy = Callable[[dict[str, Tensor]], Tensor]
 
@@ -100,6 +103,31 @@ def decoders(
         return alternate({"torch's": plain, "as it is": step}, CPU, warmup, repeats, clock)
 
 
+def pieces(
+    method: str, preset: str, sets: Sequence[str], size: int, clock: str, warmup: int, repeats: int
+) -> dict[str, Timing]:
+    """The last stage's training step with decoder calls of at most `size` rows, and with whole ones."""
+    config = resolve(method, "polydigits", preset, sets)
+
+    def in_pieces(self: MultimodalVAE, modality: Modality, x: Tensor, latent: Tensor) -> Tensor:
+        example = torch.arange(len(x)).repeat(latent[..., 0, 0].numel())
+        parts = zip(latent.flatten(0, -2).split(size), example.split(size), strict=True)
+        found = [self.likelihood(modality, x[e], self._location(modality.name, z)) for z, e in parts]
+        return torch.cat(found).view(latent.shape[:-1])
+
+    with training_steps(subject("", config, tuples(config.train.batch_size), CPU)) as steps:
+        step, whole = [*steps.values()][-1], MultimodalVAE._log_likelihood
+
+        def divided() -> None:
+            MultimodalVAE._log_likelihood = in_pieces
+            try:
+                step()
+            finally:
+                MultimodalVAE._log_likelihood = whole
+
+        return alternate({"in pieces": divided, "whole": step}, CPU, warmup, repeats, clock)
+
+
 def kept_memory(
     method: str, preset: str, sets: Sequence[str], clock: str, warmup: int, repeats: int
 ) -> dict[str, Timing]:
@@ -128,6 +156,9 @@ def main(**how) -> None:
     rows.append(line("step of mmvae, paper, memory", kept_memory("mmvae", "paper", [], **how)))
     for method, preset in (("mmvae", "quick"), ("mmvae", "paper"), ("ours", "quick"), ("moe_ebm", "quick")):
         rows.append(line(f"step of {method}, {preset}, decoder", decoders(method, preset, [], **how)))
+    for size in (128, 64, 32):
+        what = f"step of mmvae, paper, K = 1, {size} rows"
+        rows.append(line(what, pieces("mmvae", "paper", ["samples=1"], size, **how)))
     for preset, *form in (("quick", 32, 8, 2, 64), ("wide", 64, 16, 1, 64)):
         what = f"energy network of {preset}, batch {form[-1]}"
         rows.append(line(what, energies(*form, **how)))

@@ -11,8 +11,9 @@ A block of a page names the command whose numbers it shows, the columns and the 
     ...
     <!-- /table -->
 
-Columns are keys of `--format csv`, rows its row names; what follows `=` is shown instead. Without `rows:` all
-that have a number are shown. `tests/test_pages.py` fails where a page no longer says what the records say.
+Columns are keys of `--format csv`, and `seeds`; rows are its row names; what follows `=` is shown instead.
+Without `rows:` all that were run are shown, and what the command marks is bold. `tests/test_pages.py` fails
+where a table of a page no longer says what the records say.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import csv
 import io
 import re
 import shlex
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -29,25 +31,29 @@ from bench.show import tables_text
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "results" / "published"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"(<!-- table: (?P<spec>.*?)-->\n).*?(?P<end><!-- /table -->)", re.DOTALL)
+OPEN, CLOSE = "<!-- table: ", "<!-- /table -->"
+BLOCK = re.compile(rf"({OPEN}(?P<spec>.*?)-->\n).*?{CLOSE}", re.DOTALL)
 
-Cells = dict[str, dict[str, dict[str, str]]]
-"""row -> column -> line of the CSV."""
+Line = dict[str, str]
+"""A line of the CSV: one cell."""
 
 
 @cache
-def measured(command: str) -> Cells:
-    """The measured cells of `bench table ...` on the published records."""
+def measured(command: str) -> dict[str, dict[str, Line]]:
+    """row -> column -> cell, of the measured cells of `bench table ...` on the published records.
+
+    Raises ValueError unless the command names data set and preset, without which tables could mix.
+    """
     words = shlex.split(command)
     if words[:2] != ["bench", "table"]:
         raise ValueError(f"'{command}' is no `bench table`")
     name = words[2] if len(words) > 2 and not words[2].startswith("-") else None
     options = words[2 + (name is not None) :]
     given = dict(zip(options[::2], options[1::2], strict=True))
-    text = tables_text(name, PUBLISHED, given.pop("--dataset", None), given.pop("--preset", None), "csv")
-    if given:
-        raise ValueError(f"'{command}' has options that pages do not know: {', '.join(given)}")
-    cells: Cells = {}
+    if sorted(given) != ["--dataset", "--preset"]:
+        raise ValueError(f"'{command}' must give --dataset and --preset, and nothing else")
+    text = tables_text(name, PUBLISHED, given["--dataset"], given["--preset"], "csv")
+    cells: dict[str, dict[str, Line]] = {}
     for line in csv.DictReader(io.StringIO(text)):
         if line["origin"] != "published":
             cells.setdefault(line["row"], {})[line["column"]] = line
@@ -55,53 +61,87 @@ def measured(command: str) -> Cells:
 
 
 def named(entries: str) -> dict[str, str]:
-    """`a | b = B` -> {a: a, b: B}."""
+    """`a | b = B` -> {a: a, b: B}. Raises ValueError for a name that comes twice."""
     pairs = [entry.partition("=")[::2] for entry in entries.split("|")]
-    return {key.strip(): (shown or key).strip() for key, shown in pairs}
+    found = {key.strip(): (shown or key).strip() for key, shown in pairs}
+    if len(found) < len(pairs):
+        raise ValueError(f"'{entries}' has a name twice")
+    return found
 
 
-def number(value: float, like: float | None = None) -> str:
-    """Three decimals below ten, whole numbers above; those of `like` where it is given."""
-    return f"{value:.3f}" if abs(value if like is None else like) < 10 else f"{value:,.0f}"
+def parts_of(spec: str) -> dict[str, dict[str, str]]:
+    """The lines `columns: ...` and `rows: ...` of a block."""
+    pairs = [line.strip().split(": ", 1) for line in spec.strip().splitlines()]
+    keys = [key for key, *_ in pairs]
+    if keys not in (["columns"], ["columns", "rows"]):
+        raise ValueError(f"a block has `columns:` and may have `rows:`, not {keys}")
+    return {key: named(value) for key, value in pairs}
 
 
-def shown(cell: dict[str, str] | None) -> str:
-    """A cell as the page shows it; an interval where there are several seeds, bold if the table marks it."""
+def number(value: float) -> str:
+    """Three decimals below ten, whole numbers above."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def half(width: float, value: float) -> str:
+    """Half of an interval, with one decimal where a whole number would hide it."""
+    return f"{width:.1f}" if width < 10 <= abs(value) else number(width)
+
+
+def shown(cell: Line | None, mark: bool = True) -> str:
+    """A cell as the page shows it, bold if the table marks it and `mark`."""
     if cell is None or cell["state"] in ("none", "same"):
-        return "-"
+        return "-" if cell is None or cell["state"] == "none" else '"'
     if cell["state"] != "value":
         return cell["state"]
     value = float(cell["value"])
     text = number(value)
-    if int(cell["seeds"] or 0) > 1 and cell["low"] and cell["high"]:
-        text += f" ± {number((float(cell['high']) - float(cell['low'])) / 2, like=value)}"
-    return f"**{text}**" if cell["best"] == "True" else text
+    if cell["low"] and cell["high"]:
+        text += f" ± {half((float(cell['high']) - float(cell['low'])) / 2, value)}"
+    return f"**{text}**" if mark and cell["best"] == "True" else text
+
+
+def seeds(row: dict[str, Line], columns: Iterable[str]) -> str:
+    """How many seeds stand behind the values of a row: `3`, or `1 to 3`."""
+    counts = [int(row[c]["seeds"]) for c in columns if c in row and row[c]["state"] == "value"]
+    return "-" if not counts else " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
 
 
 def table(spec: str) -> str:
-    """The markdown table that a block asks for. Raises KeyError for a row or column that does not exist."""
-    command, *lines = (line.strip() for line in spec.strip().splitlines())
-    parts = dict(line.split(": ", 1) for line in lines)
-    cells = measured(command)
-    columns = named(parts["columns"])
-    usual = {name: name for name, row in cells.items() if any(row.get(c, {}).get("value") for c in columns)}
-    rows = named(parts["rows"]) if "rows" in parts else usual
-    known = {column for row in cells.values() for column in row}
-    for column in columns.keys() - known:
-        raise KeyError(f"`{command}` has no column '{column}', only {', '.join(sorted(known))}")
+    """The markdown table that a block asks for.
+
+    What the command marks is bold where all its rows are shown. Raises KeyError for a row or column that
+    does not exist.
+    """
+    command, _, rest = spec.strip().partition("\n")
+    parts, cells = parts_of(rest), measured(command.strip())
+    columns = {key: name for key, name in parts["columns"].items() if key != "seeds"}
+    present = {
+        name: name
+        for name, row in cells.items()
+        if any(c in row and row[c]["state"] not in ("missing", "none", "same") for c in columns)
+    }
+    rows = parts.get("rows", present)
     titles = {line["column"]: line["title"] for row in cells.values() for line in row.values()}
+    for key, known, what in [*((c, titles, "column") for c in columns), *((r, cells, "row") for r in rows)]:
+        if key not in known:
+            raise KeyError(f"`{command}` has no {what} '{key}', only {', '.join(known)}")
     heads = [titles[key] if key == name else name for key, name in columns.items()]
-    out = [f"| {' | '.join(['', *heads])} |", "|---" * (len(heads) + 1) + "|"]
+    counted = "seeds" in parts["columns"]
+    out = [["", *heads, *["seeds"] * counted]]
     for row, name in rows.items():
-        if row not in cells:
-            raise KeyError(f"`{command}` has no row '{row}', only {', '.join(cells)}")
-        out.append(f"| {' | '.join([name, *(shown(cells[row].get(c)) for c in columns)])} |")
-    return "\n".join(out) + "\n"
+        line = [shown(cells[row].get(c), mark="rows" not in parts) for c in columns]
+        out.append([name, *line, *[seeds(cells[row], columns)] * counted])
+    out.insert(1, ["---"] * len(out[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in out)
 
 
 def refreshed(page: str) -> str:
-    """A page with every block written anew."""
-    return BLOCK.sub(lambda m: f"{m[1]}\n{table(m['spec'])}\n{m['end']}", page)
+    """A page with every block written anew. Raises ValueError for a block without an end."""
+    blocks = [m[0] for m in BLOCK.finditer(page)]
+    if page.count(OPEN) != len(blocks) or any(block.count(OPEN) > 1 for block in blocks):
+        raise ValueError(f"a block does not end with {CLOSE}")
+    return BLOCK.sub(lambda m: f"{m[1]}\n{table(m['spec'])}\n{CLOSE}", page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the measured tables of the pages under docs/ from the published records.
+"""Writes the measured tables of the README and of the pages under docs/ from the published records.
 
     python tests/pages.py
 
@@ -144,6 +144,15 @@ def refreshed(page: str) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}\n{table(m['spec'])}\n{CLOSE}", page)
 
 
+def reprinted(readme: str) -> str:
+    """The README with its first table as `bench table` prints it; `tests/test_readme.py` compares them."""
+    start = readme.index("```text\n", readme.index("<!-- run-output -->")) + len("```text\n")
+    text = tables_text(None, PUBLISHED, "polydigits", None, "terminal").strip()
+    return readme[:start] + text + readme[readme.index("\n```", start) :]
+
+
 if __name__ == "__main__":
+    start = ROOT / "README.md"
+    start.write_text(reprinted(start.read_text(encoding="utf-8")), encoding="utf-8")
     for path in PAGES:
         path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")

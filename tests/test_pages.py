@@ -74,3 +74,9 @@ def test_a_block_without_an_end_swallows_nothing() -> None:
         pages.refreshed(f"{block}\nprose\n\n{block}{pages.CLOSE}")
     with pytest.raises(ValueError, match="does not end"):
         pages.refreshed(block)
+
+
+def test_the_readme_gets_its_table_back() -> None:
+    text = (pages.ROOT / "README.md").read_text(encoding="utf-8")
+    spoilt = text.replace("polydigits, preset quick\n====", "spoilt\n====", 1)
+    assert spoilt != text and pages.reprinted(spoilt) == text

@@ -13,6 +13,7 @@ the system, and where the process keeps it; the first comes before all else, sin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import click
 import torch
@@ -80,6 +81,18 @@ def layouts(
         return alternate(calls, CPU, warmup, repeats, clock)
 
 
+def replaced(
+    owner: type, name: str, function: Callable[..., Tensor], step: Callable[[], object]
+) -> Callable[[], None]:
+    """`step` with `function` in place of `owner`'s method `name`."""
+
+    def run() -> None:
+        with mock.patch.object(owner, name, function):
+            step()
+
+    return run
+
+
 def torchs_own(self: DoublingConv, x: Tensor) -> Tensor:
     """What `DoublingConv` replaces."""
     return F.conv_transpose2d(x, self.weight, self.bias, 2, 1, self.output_padding)
@@ -91,15 +104,8 @@ def decoders(
     """The last stage's training step with either transposed convolution."""
     config = resolve(method, "polydigits", preset, sets)
     with training_steps(subject("", config, tuples(config.train.batch_size), CPU)) as steps:
-        step, fast = [*steps.values()][-1], DoublingConv.forward
-
-        def plain() -> None:
-            DoublingConv.forward = torchs_own
-            try:
-                step()
-            finally:
-                DoublingConv.forward = fast
-
+        step = [*steps.values()][-1]
+        plain = replaced(DoublingConv, "forward", torchs_own, step)
         return alternate({"torch's": plain, "as it is": step}, CPU, warmup, repeats, clock)
 
 
@@ -116,15 +122,8 @@ def pieces(
         return torch.cat(found).view(latent.shape[:-1])
 
     with training_steps(subject("", config, tuples(config.train.batch_size), CPU)) as steps:
-        step, whole = [*steps.values()][-1], MultimodalVAE._log_likelihood
-
-        def divided() -> None:
-            MultimodalVAE._log_likelihood = in_pieces
-            try:
-                step()
-            finally:
-                MultimodalVAE._log_likelihood = whole
-
+        step = [*steps.values()][-1]
+        divided = replaced(MultimodalVAE, "_log_likelihood", in_pieces, step)
         return alternate({"in pieces": divided, "whole": step}, CPU, warmup, repeats, clock)
 
 

@@ -30,6 +30,7 @@ from metrics.coherence import CoherenceMetric
 from metrics.fd_clf import fd_clf, spread_rows
 from metrics.latent import LatentMetric, probe_rows
 from metrics.protocol import EventMetric, Score
+from metrics.swd import swd
 from metrics.weights import Unavailable
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ HEADLINES: dict[str, dict[str, tuple[str, ...]]] = {
     "fid": FID_HEADLINES,
     "clip": CLIP_HEADLINES,
     "fd_clf": {"joint": ("fd_clf_uncond",), "cross": ("fd_clf_cond", "fd_clf_cond_cross")},
+    "swd": {
+        "joint": ("swd_uncond", "swd_fine_uncond"),
+        "cross": tuple(
+            f"{family}_{kind}" for family in ("swd", "swd_fine") for kind in ("cond", "cond_cross")
+        ),
+    },
     "latent": {"encode": ("latent_acc",)},
 }
 """Metric -> task -> the scores that a table would look for, to be reported even where they cannot be had."""
@@ -263,6 +270,8 @@ def _event_metrics(
                     weights=weights, download=download, seed=derive(seed, "intervals"),
                 )  # fmt: skip
                 found += [metric] if metric is not None else []
+            elif name == "swd":
+                found.append(swd(test, train, drawn=plan.joint, **common))
             elif judges is None:
                 _unavailable(result, data.spec, name, reason)
             elif name == "coherence":

@@ -65,7 +65,7 @@ def judges_text(judges: Mapping[str, Any] | None) -> str:
 BOUNDS = ("ceiling", "floor", "chance", "real_images")
 """Ends of the names of scores that real data alone decide."""
 
-DISTANCES = ("fid", "fd_clf")
+DISTANCES = ("fid", "fd_clf", "swd", "swd_fine")
 NETWORKS = ("clip", "kid", "precision", "recall")
 """Of published networks, which say with how many pairs or images they were measured."""
 
@@ -141,10 +141,12 @@ def state_notes(table: Table, states: Sequence[str] = ("n/a", "collapsed")) -> l
 
 
 def distance_notes(table: Table) -> list[str]:
-    """What FD-clf is, where a column has it."""
-    if any(".fd_clf" in f".{column.key}" for column in table.columns):
-        return ["FD-clf: Frechet distance in the features of the data set's own classifiers; it is not FID."]
-    return []
+    """What FD-clf and SWD are, where a column has them."""
+    said = {
+        "fd_clf": "FD-clf: Frechet distance in features of the data set's own classifiers; it is not FID.",
+        "swd": "SWD: sliced Wasserstein distance of small patches, which sees texture and no digits.",
+    }
+    return [text for key, text in said.items() if any(f".{key}_" in f".{c.key}" for c in table.columns)]
 
 
 def _has_value(table: Table, key: str) -> bool:

@@ -59,6 +59,8 @@ MEASURES: tuple[Measure, ...] = (
     _measure("latent_acc", "latent accuracy", "higher", "fraction", attribute=("500", "z")),
     _measure("fd_clf_uncond", "FD-clf joint", "lower", "distance", "joint"),
     _measure("fd_clf_cond_cross", "FD-clf cross", "lower", "distance", "cross"),
+    _measure("swd_uncond", "SWD joint", "lower", "distance", "joint"),
+    _measure("swd_cond_cross", "SWD cross", "lower", "distance", "cross"),
     _measure("fid_uncond", "FID joint", "lower", "distance", "joint"),
     _measure("fid_cond_cross", "FID cross", "lower", "distance", "cross"),
     _measure("fid_t2i", "FID T2I", "lower", "distance", "cross"),

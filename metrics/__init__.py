@@ -11,10 +11,11 @@ METRICS = {
     "fid": "Frechet Inception distance, kernel distance, precision and recall (fid_uncond, kid_t2i, ...)",
     "clip": "CLIP score of pictures and captions by OpenAI's ViT-B/32 (clip_uncond, clip_t2i, clip_i2t)",
     "fd_clf": "Frechet distance in the features of the data set's own classifiers (fd_clf_uncond, ...)",
+    "swd": "sliced Wasserstein distance of small patches: texture, without a network (swd_uncond, ...)",
     "chains": "Markov chains on held-out data: energy or log-likelihood at both ends, acceptance, mixing",
     "cost": "parameters, overhead, seconds and network evaluations per sample, step time, memory, FLOPs",
 }
 """The names that `plan.metrics` may hold, each with one line on what it measures."""
 
-DRAWN = ("coherence", "fd_clf", "fid", "clip")
+DRAWN = ("coherence", "fd_clf", "fid", "clip", "swd")
 """Those that score samples, the ones of `ex_post` among them."""

@@ -7,7 +7,6 @@ The number must match `torch_fidelity.metric_fid` on the same features (tests/te
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datasets.spec import Split, to_uint8
+from datasets.spec import Split
 from metrics.cache import Arrays, cached_arrays
-from metrics.protocol import Event, Score
+from metrics.distances import DistanceMetric, Values
 
 Features = Callable[[str, Tensor], Tensor]
 """(modality name, uint8 images `[B, C, H, W]`) -> features `[B, D]`."""
@@ -129,28 +128,11 @@ def cached_statistics(cache: Path, key: str, compute: Callable[[], Statistics]) 
     return Statistics(stored["mean"], stored["covariance"], int(stored["n"]))  # type: ignore[arg-type]
 
 
-BETTER = {"precision": "higher", "recall": "higher"}
-"""Families of scores of which more is better; of all others less is."""
-
-Values = dict[str, float]
-"""Family of scores (`fid`, `kid`, ...) -> value."""
-
-
-class FrechetMetric:
-    """Frechet distance of every draw's images to the real test images, named `<prefix>_uncond` and so on.
-
-    `<prefix>_uncond`: per modality, and their mean. `<prefix>_cond`: every pair of one given modality and
-    one target, reconstructions included, and the mean of all (25 pairs for five modalities).
-    `<prefix>_cond_cross`: mean of the pairs without reconstructions. `<prefix>_t2i`: mean of those given one
-    of `captions`. Draws given several modalities are not part of these. Inputs pass through `to_uint8`, at
-    most `limit` examples per cell.
-    `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
-    higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
+class FrechetMetric(DistanceMetric):
+    """Frechet distance of every draw's images to the real test images, named as in `DistanceMetric`.
 
     beside: further scores of the features of one cell, (modality, features `[N, D]`) -> values by family,
-    which are averaged and named in the same way (`kid_uncond`).
-    The batches of one draw must come one after another: its statistics (D^2 numbers per cell, and the
-    features where `beside` needs them) are turned into values and dropped as soon as the next draw begins.
+    which are averaged and named in the same way (`kid_uncond`); the features are kept only where it is given.
     """
 
     def __init__(
@@ -165,97 +147,35 @@ class FrechetMetric:
         beside: Callable[[str, Tensor], Values] | None = None,
         captions: Sequence[str] = (),
     ) -> None:
-        self.floor_n, self.beside, self.captions = floor_n, beside, tuple(captions)
-        self.name, self.features, self.real, self.judge, self.limit = prefix, features, real, judge, limit
-        self.floor = {m: v if isinstance(v, dict) else {prefix: v} for m, v in (floor or {}).items()}
-        self._draw: tuple[str, tuple[str, ...], str, int | None] | None = None
-        self._open: dict[str, Moments] = {}
-        self._kept: dict[str, list[Tensor]] = defaultdict(list)
-        # (task, given, sampler, steps) -> target -> (values, n)
-        self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, tuple[Values, int]]] = {}
+        counts = {name: found.n for name, found in real.items()}
+        super().__init__(prefix, counts, judge, floor, limit, floor_n, captions)
+        self.features, self.real, self.beside = features, real, beside
 
-    def update(self, event: Event) -> None:
-        draw = (event.task, event.given, event.sampler, event.steps)
-        if draw != self._draw:
-            self._close()
-            if draw in self._cells:
-                raise ValueError(f"the draw {draw} came back after another one; feed each draw in one piece")
-            self._draw = draw
-        if event.task == "cross" and len(event.given) > 1:
-            return
-        for target in event.targets:
-            if target not in self.real:
-                continue
-            moments = self._open.setdefault(target, Moments())
-            images = event.generated[target]
-            if self.limit is not None:
-                images = images[: max(0, self.limit - moments.n)]
-            if len(images):
-                features = self.features(target, to_uint8(images))
-                moments.update(features)
-                if self.beside is not None:
-                    self._kept[target].append(features.detach().cpu())
+    def sample(self, modality: str) -> FeatureSample:
+        return FeatureSample(self, modality)
 
-    def _close(self) -> None:
-        if self._draw is not None and self._open:
-            self._cells[self._draw] = {
-                target: (self._values(target, moments), moments.n)
-                for target, moments in self._open.items()
-                if moments.n > 1
-            }
-        self._draw, self._open, self._kept = None, {}, defaultdict(list)
 
-    def _values(self, target: str, moments: Moments) -> Values:
-        values = {self.name: frechet_distance(self.real[target], moments.statistics())}
-        if self.beside is not None:
-            values |= self.beside(target, torch.cat(self._kept[target]))
+class FeatureSample:
+    """Features of the images of one cell: their statistics, and themselves where the metric has `beside`."""
+
+    def __init__(self, metric: FrechetMetric, modality: str) -> None:
+        self._metric, self._modality = metric, modality
+        self._moments = Moments()
+        self._kept: list[Tensor] = []
+
+    @property
+    def n(self) -> int:
+        return self._moments.n
+
+    def update(self, images: Tensor) -> None:
+        features = self._metric.features(self._modality, images)
+        self._moments.update(features)
+        if self._metric.beside is not None:
+            self._kept.append(features.detach().cpu())
+
+    def values(self) -> Values:
+        metric, found = self._metric, self._moments.statistics()
+        values = {metric.name: frechet_distance(metric.real[self._modality], found)}
+        if metric.beside is not None:
+            values |= metric.beside(self._modality, torch.cat(self._kept))
         return values
-
-    def compute(self) -> list[Score]:
-        self._close()
-        scores = self._references()
-        crossed: dict[tuple[str, int | None], list[tuple[str, str, Values, int]]] = defaultdict(list)
-        for (task, given, sampler, steps), cells in self._cells.items():
-            if task == "cross":
-                crossed[sampler, steps] += [(given[0], t, values, n) for t, (values, n) in cells.items()]
-                continue
-            key = {"task": "joint", "sampler": sampler, "steps": steps}
-            for target, (values, n) in cells.items():
-                scores += self._scores("uncond", values, n, target=target, **key)
-            scores += self._mean("uncond", list(cells.values()), **key)
-        for (sampler, steps), pairs in crossed.items():
-            key = {"task": "cross", "sampler": sampler, "steps": steps}
-            for given, target, values, n in pairs:
-                scores += self._scores("cond", values, n, given=given, target=target, **key)
-            scores += self._mean("cond", [(v, n) for _, _, v, n in pairs], **key)
-            scores += self._mean("cond_cross", [(v, n) for s, t, v, n in pairs if s != t], **key)
-            scores += self._mean("t2i", [(v, n) for s, _, v, n in pairs if s in self.captions], **key)
-        n = min((found.n for found in self.real.values()), default=0)
-        return [*scores, Score(f"{self.name}_real_images", float(n), n, "", judge=self.judge)]
-
-    def outcomes(self) -> dict[str, NDArray[np.bool_]]:
-        return {}
-
-    def _references(self) -> list[Score]:
-        """What real training images reach, per modality and on average."""
-        scores = []
-        for target, values in self.floor.items():
-            scores += self._scores("", values, self.floor_n, target=target)
-        return scores + self._mean("", [(values, self.floor_n) for values in self.floor.values()])
-
-    def _scores(self, kind: str, values: Values, n: int, **key: object) -> list[Score]:
-        """One score per family; without a `kind` the bound of real images."""
-        out = []
-        for family, value in values.items():
-            better = BETTER.get(family, "lower")
-            what = kind or {"lower": "floor", "higher": "ceiling"}[better]
-            out.append(Score(f"{family}_{what}", value, n, better, judge=self.judge, **key))  # type: ignore[arg-type]
-        return out
-
-    def _mean(self, kind: str, cells: list[tuple[Values, int]], **key: object) -> list[Score]:
-        """The same of the mean over cells; nothing of none."""
-        if not cells:
-            return []
-        families = [f for f in cells[0][0] if all(f in values for values, _ in cells)]
-        means = {family: float(np.mean([values[family] for values, _ in cells])) for family in families}
-        return self._scores(kind, means, min(n for _, n in cells), **key)

@@ -22,7 +22,7 @@ PLAN = Plan(
     probe_train=200,
     probe_repeats=2,
     fid_n=400,
-    metrics=("coherence", "latent", "fd_clf", "cost"),
+    metrics=("coherence", "latent", "fd_clf", "swd", "cost"),
 )
 
 
@@ -73,6 +73,7 @@ def test_real_tuples_score_at_the_ceiling_of_every_metric(ceiling):
     # Half of the test tuples, or a resampling of them, against all: close to the floor of unseen tuples.
     assert scores["fd_clf_cond"] < 3 * scores["fd_clf_floor"]
     assert scores["fd_clf_uncond"] < 3 * scores["fd_clf_floor"]
+    assert max(scores["swd_uncond"], scores["swd_cond_cross"]) < 3 * scores["swd_floor"]
 
 
 def test_shuffled_pairs_score_at_chance_where_the_pairing_matters(chance, ceiling):
@@ -82,6 +83,7 @@ def test_shuffled_pairs_score_at_chance_where_the_pairing_matters(chance, ceilin
     assert scores["latent_acc 200 z"] == pytest.approx(0.1, abs=0.05)
     # Their margins are perfect, so distances between margins cannot tell them from real tuples.
     assert scores["fd_clf_uncond"] < 3 * overall(ceiling)["fd_clf_floor"]
+    assert scores["swd_uncond"] < 3 * overall(ceiling)["swd_floor"]
     assert scores["largest_share"] < COLLAPSED
 
 
@@ -99,6 +101,7 @@ def test_a_copy_of_the_input_is_far_from_the_targets(data, cache, ceiling):
     # The toy judge sees through the change of background; the distance to real targets does not forgive it.
     assert scores["fd_clf_cond_cross"] > 20 * real["fd_clf_cond_cross"]
     assert scores["fd_clf_cond"] == pytest.approx(scores["fd_clf_cond_cross"] * 2 / 3, rel=0.2)
+    assert scores["swd_cond_cross"] > 5 * real["swd_cond_cross"]
 
 
 def test_outcomes_are_bools_of_the_planned_length(ceiling):
@@ -190,7 +193,7 @@ class Speechless(RealTuples):
 def test_what_a_method_cannot_do_is_skipped_with_its_reason(data, cache):
     found = run(Speechless, data, cache)
     joint = [s for s in found.scores if s.task == "joint" and s.metric != "coherence_ceiling"]
-    assert {s.metric for s in joint} == {"coherence_joint", "fd_clf_uncond"}
+    assert {s.metric for s in joint} == {"coherence_joint", "fd_clf_uncond", "swd_uncond", "swd_fine_uncond"}
     assert {s.unavailable for s in joint} == {"skipped: it has no prior"}
     assert found.skipped == {"joint": "it has no prior"}
     assert overall(found)["coherence_cross"] == 1
@@ -233,10 +236,12 @@ class MixedReal(RealTuples):
 
 def test_pictures_and_text_without_digits_run_through(tmp_path):
     data = Mixed(tmp_path)
-    found = run(MixedReal, data, tmp_path, replace(PLAN, metrics=tuple(METRICS)), judges="find")
+    every = tuple(name for name in METRICS if name != "ex_post")  # these tuples are not decoded from latents
+    found = run(MixedReal, data, tmp_path, replace(PLAN, metrics=every), judges="find")
     by = {s.metric: s for s in found.scores if not s.given and not s.target}
     assert "no label 'digit'" in by["coherence_joint"].unavailable
     assert "no label 'digit'" in by["fd_clf_cond"].unavailable
+    assert by["swd_uncond"].value < 3 * by["swd_floor"].value
     assert by["latent_acc"].value > 0.9  # read off the only label there is
     assert by["sampling_time_s"].value > 0
 

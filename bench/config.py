@@ -70,8 +70,8 @@ class Plan:
     singles and one chain {first}, {first, second}, ... with `nested` tuples each; `all`, every subset.
     samplers: names to draw with (None: all that the method has). probe_train, probe_repeats: examples
     and repetitions of the small latent probe; probe_full: also one on the whole training split.
-    fid_n: pictures per side of `fid` (`fd_clf` takes all there are). split: `test`, or `val` while a
-    preset is tuned. metrics: which families to compute; does not enter the identity of a run.
+    fid_n: pictures per side of `fid` (`fd_clf` takes all there are, `swd` 1,000). split: `test`, or `val`
+    while a preset is tuned. metrics: which families to compute; does not enter the identity of a run.
     """
 
     __pydantic_config__ = _FORBID

@@ -271,7 +271,7 @@ def _event_metrics(
                 )  # fmt: skip
                 found += [metric] if metric is not None else []
             elif name == "swd":
-                found.append(swd(test, train, drawn=plan.joint, **common))
+                found.append(swd(test, train, joint=plan.joint, cross=plan.cross, **common))
             elif judges is None:
                 _unavailable(result, data.spec, name, reason)
             elif name == "coherence":

@@ -144,7 +144,7 @@ def distance_notes(table: Table) -> list[str]:
     """What FD-clf and SWD are, where a column has them."""
     said = {
         "fd_clf": "FD-clf: Frechet distance in features of the data set's own classifiers; it is not FID.",
-        "swd": "SWD: sliced Wasserstein distance of small patches, which sees texture and no digits.",
+        "swd": "SWD: sliced Wasserstein distance of small patches, which sees texture; no classifier.",
     }
     return [text for key, text in said.items() if any(f".{key}_" in f".{c.key}" for c in table.columns)]
 

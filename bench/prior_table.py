@@ -24,6 +24,7 @@ TITLE = "Joint samples from the method's own prior, and from densities fitted to
 MEASURES = (
     ("coherence_joint", "joint coherence", "higher", "fraction"),
     ("fd_clf_uncond", "FD-clf joint", "lower", "distance"),
+    ("swd_uncond", "SWD joint", "lower", "distance"),
     ("attribute_joint", "attributes joint", "higher", "fraction"),
 )
 HEADS = {"": "own prior", "ex_post_normal": "normal", "ex_post_mixture": "mixture of 10"}

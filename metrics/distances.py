@@ -43,8 +43,8 @@ class DistanceMetric:
     `<prefix>_uncond`: per modality, and their mean. `<prefix>_cond`: every pair of one given modality and
     one target, reconstructions included, and the mean of all (25 pairs for five modalities).
     `<prefix>_cond_cross`: mean of the pairs without reconstructions. `<prefix>_t2i`: mean of those given one
-    of `captions`. Draws given several modalities are not part of these. Inputs pass through `to_uint8`, at
-    most `limit` examples per cell.
+    of `captions`. Draws given several modalities are not part of these. Inputs pass through `to_uint8`, the
+    first `limit` examples of a draw unless `rows` says otherwise.
     `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
     higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
 
@@ -68,12 +68,17 @@ class DistanceMetric:
         self.floor = {m: v if isinstance(v, dict) else {prefix: v} for m, v in (floor or {}).items()}
         self._draw: tuple[str, tuple[str, ...], str, int | None] | None = None
         self._open: dict[str, ImageSample] = {}
+        self._seen = 0
         # (task, given, sampler, steps) -> target -> (values, n)
         self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, tuple[Values, int]]] = {}
 
     def sample(self, modality: str) -> ImageSample:
         """An empty sample of `modality`."""
         raise NotImplementedError
+
+    def rows(self, task: str, start: int, count: int) -> slice | Tensor:
+        """Which of `count` examples of a draw, from its number `start` on, belong to the sample."""
+        return slice(None) if self.limit is None else slice(0, max(0, self.limit - start))
 
     def update(self, event: Event) -> None:
         draw = (event.task, event.given, event.sampler, event.steps)
@@ -84,23 +89,23 @@ class DistanceMetric:
             self._draw = draw
         if event.task == "cross" and len(event.given) > 1:
             return
+        rows = self.rows(event.task, self._seen, len(event.index))
+        self._seen += len(event.index)
         for target in event.targets:
             if target not in self.real_images:
                 continue
             if target not in self._open:
                 self._open[target] = self.sample(target)
-            sample, images = self._open[target], event.generated[target]
-            if self.limit is not None:
-                images = images[: max(0, self.limit - sample.n)]
+            images = event.generated[target][rows]
             if len(images):
-                sample.update(to_uint8(images))
+                self._open[target].update(to_uint8(images))
 
     def _close(self) -> None:
         if self._draw is not None and self._open:
             self._cells[self._draw] = {
                 target: (sample.values(), sample.n) for target, sample in self._open.items() if sample.n > 1
             }
-        self._draw, self._open = None, {}
+        self._draw, self._open, self._seen = None, {}, 0
 
     def compute(self) -> list[Score]:
         self._close()

@@ -1,11 +1,11 @@
 """Sliced Wasserstein distance of small patches: `swd`, a distance that sees texture and needs no network.
 
-Every image becomes a Laplacian pyramid; of each of its levels, from full resolution down, random patches of
-7 x 7 pixels are compared with those of real images along random directions (Karras, Aila, Laine, Lehtinen,
-ICLR 2018, section 5). Fine levels see texture, noise and sharp edges, coarse ones shapes and colours; none
-sees which digit it is. Unlike there, patches of both sides are normalised by the statistics of the real ones,
-not each by its own, which would hide that generated pictures are flat; and the pyramid ends at 14 pixels,
-with 16 patches per image and level and 128 directions, since pictures are small here.
+Every image becomes a Laplacian pyramid; of each of its levels, from full resolution down, patches of 7 x 7
+pixels at random places are compared with those of real images along random directions (Karras, Aila, Laine,
+Lehtinen, ICLR 2018, section 5). Fine levels see texture, noise and sharp edges, coarse ones colours and parts
+of shapes. Unlike there, patches of both sides are normalised by the statistics of the real ones, not each by
+its own, which would hide that generated pictures are flat; and the pyramid ends at 14 pixels, with 16 patches
+per image and level and 128 directions, since pictures are small here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.spec import Split
+from metrics import METRIC_VERSION
 from metrics.cache import Arrays, cached_arrays
 from metrics.distances import DistanceMetric, Values
 from metrics.fd_clf import spread_rows
@@ -36,11 +37,17 @@ SMALLEST = 14
 """No level is smaller, in pixels."""
 
 PICTURES = 1000
-"""Images per cell: enough, and sorting more would take longer than drawing them."""
+"""Images per cell, spread over the draw: sorting more would take longer than drawing them."""
 
 REAL_PICTURES = 5000
 UNIT = 1000.0
 """Distances are given in thousandths, as by Karras et al."""
+
+LEAST = 1e-4
+"""A deviation below this, far less than one grey level, is rounding: the channel does not change."""
+
+AT_ONCE = 64
+"""Images in a pyramid at once, for memory: 11 MB each at 256 x 256."""
 
 _SEED = 20_181_030  # any constant; it fixes directions and places of patches
 
@@ -128,7 +135,7 @@ class Level:
     def of(cls, found: Tensor) -> Level:
         """What is kept of real patches `[N, C, PATCH, PATCH]`; a channel without change keeps its unit."""
         mean, deviation = found.mean((0, 2, 3))[:, None, None], found.std((0, 2, 3))[:, None, None]
-        deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+        deviation = torch.where(deviation > LEAST, deviation, torch.ones_like(deviation))
         level = cls(mean, deviation, found.new_zeros(0))
         along = directions(found.shape[1], found.device)
         return cls(mean, deviation, quantiles(along @ level.normalised(found).T))
@@ -142,43 +149,61 @@ class PatchSample:
         self._levels: list[list[Tensor]] = []
 
     def update(self, images: Tensor) -> None:
-        pyramid = laplacian_pyramid(images.float() / 255)
-        self._levels = self._levels or [[] for _ in pyramid]
-        for kept, level in zip(self._levels, pyramid, strict=True):
-            kept.append(patches(level, self.n))
-        self.n += len(images)
+        for part in images.split(AT_ONCE):
+            pyramid = laplacian_pyramid(part.float() / 255)
+            self._levels = self._levels or [[] for _ in pyramid]
+            for kept, level in zip(self._levels, pyramid, strict=True):
+                kept.append(patches(level, self.n))
+            self.n += len(part)
 
     def levels(self) -> list[Tensor]:
         """Patches `[N, C, PATCH, PATCH]` of each level, the finest first."""
         return [torch.cat(kept) for kept in self._levels]
 
     def values(self) -> Values:
-        """`swd`, the mean over levels, and `swd_fine` of the first level alone."""
+        """`swd`, the mean over levels, and `swd_fine`, the first alone (the image if there is one level)."""
         found = [real.distance(drawn) for real, drawn in zip(self._real, self.levels(), strict=True)]
         return {"swd": float(np.mean(found)), "swd_fine": found[0]}
 
 
 class PatchMetric(DistanceMetric):
-    """`swd` and `swd_fine` of every draw's images against the real ones, named as in `DistanceMetric`."""
+    """`swd` and `swd_fine` of every draw's images against the real ones, named as in `DistanceMetric`.
+
+    drawn: task -> tuples of a draw. Of more than `PICTURES` as many spread over them count, since tuples of
+    conditional draws come in test order, where those of one class may be neighbours.
+    """
 
     def __init__(
-        self, real: dict[str, list[Level]], counts: dict[str, int], floor: dict[str, Values], floor_n: int
+        self,
+        real: dict[str, list[Level]],
+        counts: dict[str, int],
+        floor: dict[str, Values],
+        floor_n: int,
+        drawn: dict[str, int],
     ) -> None:
-        super().__init__("swd", counts, "", floor, PICTURES, floor_n)
+        super().__init__("swd", counts, "", floor, floor_n=floor_n)
         self.real = real
+        self._rows = {task: spread_rows(n, PICTURES) for task, n in drawn.items()}
 
     def sample(self, modality: str) -> PatchSample:
         return PatchSample(self.real[modality])
 
+    def rows(self, task: str, start: int, count: int) -> Tensor:
+        chosen = self._rows[task]
+        return chosen[(chosen >= start) & (chosen < start + count)] - start
+
 
 def _sampled(
     split: Split, modality: str, rows: Tensor, device: torch.device | str, real: Sequence[Level] = ()
-):
+) -> PatchSample:
     """The images of `modality` at `rows`, as a sample."""
     sample = PatchSample(real)
     for index in rows.split(256):
         sample.update(split.stored[modality][index].to(device))
     return sample
+
+
+PARTS = ("mean", "deviation", "quantiles")
 
 
 def swd(
@@ -189,20 +214,24 @@ def swd(
     split: str = "test",
     cache: Path,
     device: torch.device | str = "cpu",
-    drawn: int = PICTURES,
+    joint: int = PICTURES,
+    cross: int = PICTURES,
 ) -> PatchMetric:
-    """The metric `swd` over all image modalities; `drawn` joint samples (at most 1,000 count) set its floor.
+    """The metric `swd` over all image modalities of `joint` unconditional and `cross` conditional tuples.
 
-    Real quantiles are computed once, then read from the cache. An image that several captions share counts
-    once. Raises ValueError without image modalities, or for images without a patch.
+    The floor is that of as many training images as the smaller sample has, since the distance falls with
+    their number. Real quantiles are computed once, then read from the cache. An image that several captions
+    share counts once. Raises ValueError without image modalities, or for images without a patch.
     """
     names = [m.name for m in test.spec.images]
     if not names:
         raise ValueError("the data set has no image modality")
+    drawn = {"joint": joint, "cross": min(cross, len(test))}
+    beside = min(PICTURES, *drawn.values(), *(len(train.distinct(name)) for name in names))
+    made = f"{METRIC_VERSION}|{PATCH}|{PATCHES}|{DIRECTIONS}|{QUANTILES}|{SMALLEST}|{_SEED}"
     real, counts, floor = {}, {}, {}
-    beside = min(drawn, PICTURES, *(len(train.distinct(name)) for name in names))
     for name in names:
-        every = test.distinct(name)
+        every, others = test.distinct(name), train.distinct(name)
         rows = every[spread_rows(len(every), REAL_PICTURES)]
 
         def arrays(name: str = name, rows: Tensor = rows) -> Arrays:
@@ -210,22 +239,15 @@ def swd(
             return {
                 f"{part}{i}": getattr(level, part).cpu().numpy()
                 for i, level in enumerate(levels)
-                for part in ("mean", "deviation", "quantiles")
+                for part in PARTS
             }
 
-        made = f"{PATCH}|{PATCHES}|{DIRECTIONS}|{QUANTILES}|{SMALLEST}|{_SEED}"
         stored = cached_arrays(cache, "patches", f"{fingerprint}|{split}|{len(rows)}|{name}|{made}", arrays)
         real[name] = [
-            Level(
-                *(
-                    torch.from_numpy(stored[f"{part}{i}"]).to(device)
-                    for part in ("mean", "deviation", "quantiles")
-                )
-            )
-            for i in range(len(stored) // 3)
+            Level(*(torch.from_numpy(stored[f"{part}{i}"]).to(device) for part in PARTS))
+            for i in range(len(stored) // len(PARTS))
         ]
         counts[name] = len(rows)
-        others = train.distinct(name)
         others = others[spread_rows(len(others), beside)]
         floor[name] = _sampled(train, name, others, device, real[name]).values()
-    return PatchMetric(real, counts, floor, beside)
+    return PatchMetric(real, counts, floor, beside, drawn)

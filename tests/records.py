@@ -37,6 +37,7 @@ def coherence_scores(
         Score("fd_clf_uncond", 300 - 100 * joint, 1000, "lower", **on_joint),
         Score("fd_clf_cond", 350 - 100 * cross, 500, "lower", **on_cross),
         Score("fd_clf_cond_cross", 360 - 100 * cross, 500, "lower", **on_cross),
+        Score("swd_uncond", 200 - 100 * joint, 1000, "lower", **on_joint),
     ]
     for task in ("joint", "cross"):
         drawn = {"task": task, "sampler": sampler}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import convolve
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from metrics.swd import (
     PICTURES,
     UNIT,
     Level,
+    PatchMetric,
     PatchSample,
     directions,
     laplacian_pyramid,
@@ -59,6 +62,20 @@ def test_the_pyramid_adds_up_to_the_image(size: int, sizes: list[int]):
     for level in reversed(levels[:-1]):
         back = level + module._doubled(back)
     torch.testing.assert_close(back, images)
+
+
+def test_the_pyramid_is_that_of_a_plain_reference():
+    """Burt and Adelson's REDUCE and EXPAND by SciPy, at sizes of which one halves to an odd number."""
+    image = torch.rand(28, 34, dtype=torch.float64)
+    row = np.array([1, 4, 6, 4, 1]) / 16
+    kernel = np.outer(row, row)
+    smaller = convolve(image.numpy(), kernel, mode="mirror")[::2, ::2]
+    spread = np.zeros((28, 34))
+    spread[::2, ::2] = smaller
+    fine, coarse = laplacian_pyramid(image[None, None])
+    np.testing.assert_allclose(coarse[0, 0], smaller, atol=1e-12)
+    detail = image.numpy() - convolve(spread, 4 * kernel, mode="mirror")
+    np.testing.assert_allclose(fine[0, 0], detail, atol=1e-12)
 
 
 def test_a_flat_image_has_no_detail():
@@ -140,20 +157,37 @@ def test_fresh_pictures_of_the_same_kind_are_near_and_a_change_of_texture_is_far
     assert (
         distance(darker)["swd"] > 20 * floor["swd"] and distance(darker)["swd_fine"] < 10 * floor["swd_fine"]
     )
-    grey = torch.full_like(fresh, 128)
-    assert distance(grey)["swd"] > distance(blurred)["swd"], "its own units would have hidden that it is flat"
+    pale = (128 + (fresh.float() - 128) / 2).to(torch.uint8)
+    assert distance(pale)["swd"] > 5 * floor["swd"], "its own units would hide half of the contrast"
 
 
-def test_the_metric_names_its_scores_and_uses_the_cache(tmp_path):
+@pytest.mark.parametrize("grey", [5, 77])
+def test_a_channel_without_change_keeps_its_unit(grey: int):
+    flat = [
+        Level.of(level) for level in sample(torch.full((20, 3, 28, 28), grey, dtype=torch.uint8)).levels()
+    ]
+    one_more = sample(torch.full((20, 3, 28, 28), grey + 1, dtype=torch.uint8), flat)
+    # Along a unit vector of 147 numbers a step of 1/255 is at most 12/255 long.
+    assert one_more.values()["swd"] < UNIT * 12.2 / 255
+
+
+def test_only_pictures_spread_over_a_draw_count():
+    metric = PatchMetric({"a": []}, {"a": 9}, {}, 9, {"joint": 3000, "cross": 500})
+    found = torch.cat([metric.rows("joint", start, 250) + start for start in range(0, 3000, 250)])
+    assert len(found) == PICTURES == len(found.unique()) and 2000 < found[-300].item() < 2999
+    assert torch.equal(metric.rows("cross", 250, 250), torch.arange(250))
+
+
+def test_the_metric_names_its_scores_and_uses_the_cache(tmp_path, monkeypatch):
     spec = DataSpec((Modality("a", "image", (3, 28, 28)), Modality("b", "image", (3, 28, 28))))
     labels = {"digit": torch.zeros(300, dtype=torch.long)}
     test = Split(spec, {"a": photographs(300, 0), "b": photographs(300, 1)}, labels)
     train = Split(spec, {"a": photographs(300, 2), "b": photographs(300, 3)}, labels)
-    metric = swd(test, train, fingerprint="f", cache=tmp_path, drawn=200)
+    metric = swd(test, train, fingerprint="f", cache=tmp_path, joint=1200, cross=200)
     files = list((tmp_path / "patches").iterdir())
     assert len(files) == 2
     drawn = {"a": photographs(1200, 4) / 255, "b": torch.rand(1200, 3, 28, 28)}
-    for start in (0, 700):
+    for start in (0, 700):  # of 1,200 tuples 1,000 count
         rows = slice(start, start + 700)
         batch = {name: images[rows] for name, images in drawn.items()}
         index = torch.arange(1200)[rows]
@@ -167,7 +201,8 @@ def test_the_metric_names_its_scores_and_uses_the_cache(tmp_path):
     assert found["swd_uncond", "", ""].value == pytest.approx(mean)
     assert found["swd_cond_cross", "", ""].value == found["swd_cond", "a", "b"].value
     assert found["swd_fine_uncond", "", ""].value > 0 and found["swd_real_images", "", ""].value == 300
-    again = swd(test, train, fingerprint="f", cache=tmp_path, drawn=200)
+    monkeypatch.setattr(Level, "of", None)  # the second time they come from the cache
+    again = swd(test, train, fingerprint="f", cache=tmp_path, joint=1200, cross=200)
     assert list((tmp_path / "patches").iterdir()) == files
     for name, levels in metric.real.items():
         for one, other in zip(levels, again.real[name], strict=True):

@@ -185,9 +185,16 @@ def test_best_is_the_best_mean_in_the_right_direction(tmp_path):
     table = only(tmp_path)
     best = {(row.label, key) for row in table.rows for key, cell in row.cells.items() if cell.best}
     assert best == {
-        ("mopoe", "coherence_joint"), ("mopoe", "fd_clf_uncond"),
+        ("mopoe", "coherence_joint"), ("mopoe", "fd_clf_uncond"), ("mopoe", "swd_uncond"),
         ("mmvae", "coherence_cross"), ("mmvae", "fd_clf_cond_cross"),
     }  # fmt: skip
+
+
+def test_distances_are_named_and_explained(tmp_path):
+    write_run(tmp_path, "mmvae")
+    table = only(tmp_path)
+    assert table.column("swd_uncond").title == "SWD joint" and table.column("swd_uncond").better == "lower"
+    assert [note.split(":")[0] for note in table.notes if "distance" in note] == ["FD-clf", "SWD"]
 
 
 def test_a_single_row_has_no_best(tmp_path):

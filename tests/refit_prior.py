@@ -1,0 +1,102 @@
+"""How fine a mixture the prior of a trained `ours` should be: joint samples with priors fitted anew.
+
+    python tests/refit_prior.py RUN
+
+RUN is the folder of a run of `ours` or `ours_w` with its weights. Draws of the posterior of training tuples,
+as the latent chain leaves them, are what the prior was fitted to while the model trained. They are decoded
+themselves, as they were before the chain, and in place of them draws of the prior in the weights and of
+mixtures fitted to them now, by EM from k-means. Scored by the judges and the FD-clf of `val`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from bench.evaluate import coherence_metric, find_judges
+from bench.job import Options
+from bench.listing import columns
+from bench.memory import keep_freed_memory
+from bench.run import load_run
+from datasets.spec import Split
+from methods.parts.cooperative import Cooperative
+from methods.parts.energy_learning import to_model
+from methods.parts.normal_mixture import find_components, sample_mixture
+from metrics.fd_clf import fd_clf, spread_rows
+from metrics.protocol import Event
+
+FITTED = 6400
+"""Draws a prior is fitted to: about as many as the running sums of training remember."""
+
+SCORED = 2000
+BATCH = 128
+
+
+def posterior_draws(method: Cooperative, train: Split) -> tuple[Tensor, Tensor]:
+    """z of `FITTED` training tuples, all modalities given: draws of q(z|X), and the same after T steps."""
+    before, after = [], []
+    for rows in spread_rows(len(train), FITTED).split(BATCH):
+        x = to_model(train.batch(rows))
+        with torch.no_grad():
+            start = method.posterior_draw(method.experts(x))
+        before.append(start["z"])
+        after.append(method.revise_latent(start, x)[0]["z"].detach())
+    order = torch.randperm(FITTED)
+    return torch.cat(before)[order], torch.cat(after)[order]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--components", default="20,40,80", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), envvar="BENCH_DATA")
+@click.option("--cache", type=click.Path(path_type=Path), envvar="BENCH_CACHE", default=Path("cache"))
+def main(run: Path, components: str, data: Path | None, cache: Path) -> None:
+    """Score joint samples of RUN with its prior and with mixtures of so many COMPONENTS."""
+    keep_freed_memory()
+    method, dataset, config = load_run(run, Options(results=run.parent, data=data, cache=cache))
+    judges, reason = find_judges(dataset, cache)
+    if judges is None or not isinstance(method, Cooperative):
+        raise click.ClickException(reason or f"{config.method} has no prior that is fitted while it trains")
+    method.eval()
+    torch.manual_seed(0)
+    val = dataset.split("val")
+    before, after = posterior_draws(method, dataset.split("train"))
+
+    def score(name: str, draw: Callable[[int], dict[str, Tensor]]) -> list[str]:
+        metrics = [
+            coherence_metric(dataset, judges, val),
+            fd_clf(judges, val, None, fingerprint=dataset.fingerprint, split="val", cache=cache),
+        ]
+        torch.manual_seed(1)
+        for index in torch.arange(SCORED).split(BATCH):
+            with torch.no_grad():
+                drawn = method.decode(draw(len(index)), method.spec.names)
+            for metric in metrics:
+                metric.update(Event("joint", (), method.spec.names, "gen", None, index, drawn, {}))
+        found = {s.metric: s.value for m in metrics for s in m.compute() if not s.target and not s.attribute}
+        return [name, f"{found['coherence_joint']:.3f}", f"{found['fd_clf_uncond']:.0f}"]
+
+    def in_turn(z: Tensor) -> Callable[[int], dict[str, Tensor]]:
+        at = count(step=BATCH)
+        return lambda n: {"z": z[(start := next(at)) : start + n]}
+
+    lines = [
+        ["z from", "joint coherence", "FD-clf joint"],
+        score("draws of q(z|X)", in_turn(before)),
+        score("the same, revised", in_turn(after)),
+        score("prior of the run", method.prior_draw),
+    ]
+    for k in (int(text) for text in components.split(",")):
+        found = find_components(after, k, seed=0)
+        density = [part.float() for part in (found.shares, found.means, found.roots)]
+        lines.append(score(f"mixture of {k}", lambda n, d=density: {"z": sample_mixture(*d, n)}))
+    click.echo(columns(lines))
+
+
+if __name__ == "__main__":
+    main()

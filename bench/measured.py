@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.sheets import Sheet
 from bench.summary import Query
-from bench.table import probe_size
+from bench.table_columns import probe_size
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from bench.cells import Cell, Column, Row, Table, span
@@ -26,67 +26,7 @@ from bench.summary import (
     groups,
     key_of,
 )
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measured column: which score fills it. `per_sampler`: the value depends on the sampler."""
-
-    column: Column
-    query: Query
-    per_sampler: bool = True
-
-
-def _measure(
-    metric: str,
-    title: str,
-    better: str,
-    style: str,
-    task: str = "",
-    group: str = "quality",
-    attribute: tuple[str, ...] = (),
-    key: str = "",
-) -> Measure:
-    column = Column(key or metric, title, better, style, group)  # type: ignore[arg-type]
-    return Measure(column, Query(metric, task, attribute), per_sampler=bool(task))
-
-
-MEASURES: tuple[Measure, ...] = (
-    _measure("coherence_joint", "joint coherence", "higher", "fraction", "joint"),
-    _measure("coherence_cross", "cross coherence", "higher", "fraction", "cross"),
-    _measure("attribute_joint", "attributes joint", "higher", "fraction", "joint"),
-    _measure("attribute_cross", "attributes cross", "higher", "fraction", "cross"),
-    _measure("latent_acc", "latent accuracy", "higher", "fraction", attribute=("500", "z")),
-    _measure("fd_clf_uncond", "FD-clf joint", "lower", "distance", "joint"),
-    _measure("fd_clf_cond_cross", "FD-clf cross", "lower", "distance", "cross"),
-    _measure("swd_uncond", "SWD joint", "lower", "distance", "joint"),
-    _measure("swd_cond_cross", "SWD cross", "lower", "distance", "cross"),
-    _measure("fid_uncond", "FID joint", "lower", "distance", "joint"),
-    _measure("fid_cond_cross", "FID cross", "lower", "distance", "cross"),
-    _measure("fid_t2i", "FID T2I", "lower", "distance", "cross"),
-    _measure("kid_uncond", "KID joint", "lower", "fraction", "joint"),
-    _measure("kid_cond_cross", "KID cross", "lower", "fraction", "cross"),
-    _measure("precision_uncond", "precision joint", "higher", "fraction", "joint"),
-    _measure("precision_cond_cross", "precision cross", "higher", "fraction", "cross"),
-    _measure("recall_uncond", "recall joint", "higher", "fraction", "joint"),
-    _measure("recall_cond_cross", "recall cross", "higher", "fraction", "cross"),
-    _measure("clip_uncond", "CLIP joint", "higher", "fraction", "joint"),
-    _measure("clip_t2i", "CLIP T2I", "higher", "fraction", "cross"),
-    _measure("clip_i2t", "CLIP I2T", "higher", "fraction", "cross"),
-    _measure("parameters", "parameters", "", "count", group="cost"),
-    _measure("param_overhead", "overhead", "lower", "count", "joint", group="cost"),
-    _measure("nfe", "NFE joint", "lower", "plain", "joint", group="cost"),
-    _measure("sampling_time_s", "s/sample joint", "lower", "seconds", "joint", group="cost"),
-    _measure("nfe", "NFE cross", "lower", "plain", "cross", group="cost", key="nfe_cross"),
-    _measure(
-        "sampling_time_s", "s/sample cross", "lower", "seconds", "cross", group="cost", key="sampling_cross_s"
-    ),
-    _measure(
-        "peak_memory_mb", "MB joint", "lower", "seconds", "joint", group="cost", attribute=("sampling",)
-    ),
-    _measure("train_time_s_per_iter", "s/step", "lower", "seconds", group="cost"),
-)
-"""Columns of a comparison table, in order; one is shown if any run of the group has a score for it."""
+from bench.table_columns import MEASURES, Measure, shown_measures
 
 
 def comparison_tables(
@@ -135,7 +75,7 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
     aside = [r for r in group.results if r not in compared]
     methods = [name for name in methods if name not in reference().ablations]
     lines = sorted(_lines(compared), key=lambda line: _order(group.key.dataset, line[0]))
-    measures = _shown(group)
+    measures = shown_measures(group)
     table = Table(
         title=f"{group.key.dataset}, preset {group.key.preset}",
         columns=[measure.column for measure in measures],
@@ -158,13 +98,14 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
         for row, cell in zip(table.rows, one_judge(cells, estimates), strict=True):
             row.cells[measure.column.key] = cell
         counts = span(n for found in estimates if found for n in found.n)
-        header = f"n={counts}" if measure.column.group == "quality" and counts else ""
+        header = f"n={counts}" if measure.column.group != "cost" and counts else ""
         table.columns[index] = replace(measure.column, header=header)
     for result, sampler, label in lines:
         _never_best_if_collapsed(table.row(label), result, sampler)
     one_machine(table, group)
     marks = mark_best(table)
-    table.notes = data_notes(group) + shuffled_notes(lines) + result_notes(group, table, marks)
+    notes = [*shuffled_notes(lines), *chain_notes(table, group)]
+    table.notes = data_notes(group) + notes + result_notes(group, table, marks)
     if aside:
         count = sum(len(result.runs) for result in aside)
         table.notes.append(f"Ablations, {count} runs: `bench table ablations`, `3`, `9`, `moe_ebm_paper/2`.")
@@ -199,6 +140,14 @@ def shuffled_notes(lines: Sequence[tuple[Result, str, str]]) -> list[str]:
     return notes
 
 
+def chain_notes(table: Table, group: Group) -> list[str]:
+    """That samples given several modalities are of one subset, where the plan has no more."""
+    titles = [column.title for column in table.columns if column.key == "coherence_cross_most"]
+    if not titles or json.loads(group.key.plan or "{}").get("subsets") != "nested":
+        return []
+    return [f"{titles[0]}: one subset of the data set's order; Table 5 has the others."]
+
+
 def _order(dataset: str, result: Result) -> tuple[int, bool, str, bool, str]:
     return (*method_order(dataset, result.method), bool(result.overrides), result.overrides)
 
@@ -208,29 +157,6 @@ def method_order(dataset: str, method: str) -> tuple[int, bool, str]:
     order = reference().order(dataset)
     listed = method in order
     return (order.index(method if listed else "ours"), listed, method)
-
-
-def _shown(group: Group) -> list[Measure]:
-    """The measures that any finished run of the group has a score for."""
-    shown = []
-    captioned = any(s.metric == "fid_t2i" for run in group.runs for s in run.scores)
-    for measure in MEASURES:
-        if captioned and measure.query.metric == "fid_cond_cross":
-            continue  # with one picture and one caption it is fid_t2i
-        scores = [s for run in group.runs for s in run.scores if s.metric == measure.query.metric]
-        if not scores:
-            continue
-        per_sampler = any(score.sampler for score in scores)
-        query = measure.query
-        if measure.column.key == "latent_acc":
-            query = replace(query, attribute=(probe_size(group.key.plan), "z"))
-        shown.append(replace(measure, query=query, per_sampler=per_sampler))
-    return shown
-
-
-def probe_size(plan: str) -> str:
-    """Training examples of the small probe, as the attribute of its scores names them."""
-    return str(json.loads(plan or "{}").get("probe_train", 500))
 
 
 def _estimate(result: Result, sampler: str, measure: Measure) -> Estimate | None:

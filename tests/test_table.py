@@ -186,7 +186,7 @@ def test_best_is_the_best_mean_in_the_right_direction(tmp_path):
     best = {(row.label, key) for row in table.rows for key, cell in row.cells.items() if cell.best}
     assert best == {
         ("mopoe", "coherence_joint"), ("mopoe", "fd_clf_uncond"), ("mopoe", "swd_uncond"),
-        ("mmvae", "coherence_cross"), ("mmvae", "fd_clf_cond_cross"),
+        ("mmvae", "coherence_cross"), ("mmvae", "coherence_cross_most"), ("mmvae", "fd_clf_cond_cross"),
     }  # fmt: skip
 
 
@@ -195,6 +195,21 @@ def test_distances_are_named_and_explained(tmp_path):
     table = only(tmp_path)
     assert table.column("swd_uncond").title == "SWD joint" and table.column("swd_uncond").better == "lower"
     assert [note.split(":")[0] for note in table.notes if "distance" in note] == ["FD-clf", "SWD"]
+
+
+def test_the_most_that_was_given_has_a_column_and_its_subset_is_named(tmp_path):
+    write_run(tmp_path, "mmvae", coherence_scores(cross=0.7))
+    table = only(tmp_path)
+    assert table.column("coherence_cross_most").title == "cross coherence, 4 given"
+    assert table.row("mmvae").cells["coherence_cross_most"].value == pytest.approx(0.74), (
+        "all subsets, not one"
+    )
+    note = "cross coherence, 4 given: one subset of the data set's order; Table 5 has the others."
+    assert table.context["plan"].count("subsets=nested") == table.notes.count(note) == 1
+    scores = [s for s in coherence_scores() if s.metric != "coherence_cross_n" or "=1" in s.attribute]
+    pairs = tmp_path / "pairs"
+    write_run(pairs, "mmvae", scores)
+    assert "coherence_cross_most" not in only(pairs).rows[0].cells
 
 
 def test_a_single_row_has_no_best(tmp_path):

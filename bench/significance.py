@@ -165,6 +165,6 @@ def _notes(marked: bool, unjudged: Sequence[str]) -> list[str]:
     if unjudged:
         notes.append(
             f"{', '.join(dict.fromkeys(unjudged))}: rows of one seed without an interval, so nothing says "
-            "which differences are noise; the best mean alone is marked."
+            "which differences are noise; among them only the best mean can be marked."
         )
     return notes

@@ -145,7 +145,7 @@ def chain_notes(table: Table, group: Group) -> list[str]:
     titles = [column.title for column in table.columns if column.key == "coherence_cross_most"]
     if not titles or json.loads(group.key.plan or "{}").get("subsets") != "nested":
         return []
-    return [f"{titles[0]}: one subset of the data set's order; Table 5 has the others."]
+    return [f"{titles[0]}: the first of the data set, one subset only; Table 5 has fewer given."]
 
 
 def _order(dataset: str, result: Result) -> tuple[int, bool, str, bool, str]:

@@ -2,10 +2,10 @@
 
     python tests/refit_prior.py RUN
 
-RUN is the folder of a run of `ours` or `ours_w` with its weights. Draws of the posterior of training tuples,
-as the latent chain leaves them, are what the prior was fitted to while the model trained. They are decoded
-themselves, as they were before the chain, and in place of them draws of the prior in the weights and of
-mixtures fitted to them now, by EM from k-means. Scored by the judges and the FD-clf of `val`.
+RUN is the folder of a run of `ours` or `ours_w` with its weights. With these weights, draws of the posterior
+of training tuples are taken, before and after the latent chain; while the model trained, its prior was fitted
+to draws after the chain. Decoded are both kinds of draws, draws of the prior in the weights, and draws of
+mixtures fitted now to those after the chain, by EM from k-means; judges and FD-clf of `val` score them.
 """
 
 from __future__ import annotations

@@ -225,7 +225,15 @@ class Job:
 
     def _obtain_weights(self, method: Method) -> Outcome | None:
         """Take the weights of a run with the same training, or train. An outcome means it ended there."""
+        budget, splits = self.config.train, (self.data.split("train"), self.data.split("val"))
         twin = find_trained(self.folder, self.trained, self.code)
+        if twin is None and budget.flops is not None:
+            # As many steps may be a run without `flops`: `fair-compute` gives `ours` the steps of `fair`.
+            budget = dataclasses.replace(
+                budget, flops=None, steps=steps_for_flops(method, splits[0], budget, self.device)
+            )
+            same = train_fingerprint(dataclasses.replace(self.config, train=budget), self.data.fingerprint)
+            twin = find_trained(self.folder, same, self.code)
         if twin is not None:
             self.reporter.say(f"weights taken from run {twin.path.name}, trained the same way")
             for name in (LOG, WEIGHTS):
@@ -238,14 +246,10 @@ class Job:
             kept = {"training": twin.record.get("training"), "trained": self.trained, "timing": timing}
             self.folder.write_record(kept)
             return None
-        budget, splits = self.config.train, (self.data.split("train"), self.data.split("val"))
         first_stage = 0
         if self.initial is not None:
             self.initial.load(method)
             first_stage = self.initial.first_stage
-        if budget.flops is not None:
-            steps = steps_for_flops(method, splits[0], budget, self.device)
-            budget = dataclasses.replace(budget, steps=steps)
         result = train(
             method,
             *splits,

@@ -256,6 +256,18 @@ def test_a_compute_budget_sets_the_steps(options: Options) -> None:
     assert 0 < steps[0] < 999 and steps[1] == pytest.approx(2 * steps[0], abs=1)
 
 
+def test_a_compute_budget_takes_the_weights_of_as_many_steps(options: Options, trainings: list[int]) -> None:
+    counted = record(go(options, "train.flops=2e7")[0])["training"]["steps"]
+    plain, other = (go(options, f"train.steps={counted + more}")[0] for more in (0, 1))
+    assert trainings == [0, 0, 0]
+    again = go(options, "train.flops=2e7", "plan.probe_train=30")[0]
+    assert trainings == [0, 0, 0]  # a twin with the same compute budget
+    for kept in (again, other):
+        RunFolder(kept.folder).drop("weights.safetensors")
+    nearly = go(options, "train.flops=2.00001e7")[0]
+    assert trainings == [0, 0, 0] and record(nearly)["training"] == record(plain)["training"]
+
+
 def test_nothing_is_trained_before_everything_resolves(options: Options, trainings: list[int]) -> None:
     with pytest.raises(UsageError, match="no method 'ourz'"):
         go(options, methods=(METHOD, "ourz"))

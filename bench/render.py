@@ -21,8 +21,24 @@ FEW = 4
 """Runs left out for the same reason that share a line; fewer have a line each."""
 
 
+_RUN = re.compile(r"(.+) seed (\d+) \(\w+\)", re.DOTALL)
+
+
+def _by_method(runs: Sequence[str]) -> str:
+    """`cmvae seeds 0, 1, 2; mmvae seed 0` of the names of runs, without their ids."""
+    seeds: dict[str, list[int]] = {}
+    for run in runs:
+        found = _RUN.fullmatch(run)
+        seeds.setdefault(found[1] if found else run, []).extend([int(found[2])] if found else [])
+    parts = []
+    for name, numbers in seeds.items():
+        shown = ", ".join(str(n) for n in sorted(set(numbers)))
+        parts.append(f"{name} seed{'s' * (',' in shown)} {shown}" if shown else name)
+    return "; ".join(parts)
+
+
 def gathered(excluded: Sequence[str]) -> list[str]:
-    """Lines `run: reason`, runs with the same reason in one line from `FEW` on."""
+    """Lines `run: reason`, runs with the same reason in one line, by method, from `FEW` on."""
     runs: dict[str, list[str]] = {}
     for line in excluded:
         run, _, reason = line.partition(": ")
@@ -32,7 +48,7 @@ def gathered(excluded: Sequence[str]) -> list[str]:
         if len(names) < FEW:
             lines += [f"{name}: {reason}" for name in names]
         else:
-            lines.append(f"{len(names)} runs, {reason}: {', '.join(names)}")
+            lines.append(f"{len(names)} runs, {reason}: {_by_method(names)}")
     return sorted(lines)
 
 

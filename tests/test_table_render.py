@@ -161,6 +161,8 @@ def test_rendering_imports_pandas_only_where_it_is_needed():
 def test_runs_left_out_for_one_reason_share_a_line():
     same = [f"m{i} seed 0 (id{i}): preset fair, another plan (a=1, b=2)" for i in range(5)]
     other = ["x [updates=1:2:1] seed 0 (id): too old", "y seed 1 (id): too old"]
-    names = ", ".join(f"m{i} seed 0 (id{i})" for i in range(5))
-    assert gathered([*same, *other]) == [f"5 runs, preset fair, another plan (a=1, b=2): {names}", *other]
+    more = [f"m1 seed {i} (n{i}): preset fair, another plan (a=1, b=2)" for i in (2, 1)]
+    names = "m0 seed 0; m1 seeds 0, 1, 2; m2 seed 0; m3 seed 0; m4 seed 0"
+    found = gathered([*same, *more, *other])
+    assert found == [f"7 runs, preset fair, another plan (a=1, b=2): {names}", *other]
     assert gathered(same[:3]) == same[:3] and gathered([]) == []

@@ -228,7 +228,7 @@ class Job:
         budget, splits = self.config.train, (self.data.split("train"), self.data.split("val"))
         twin = find_trained(self.folder, self.trained, self.code)
         if twin is None and budget.flops is not None:
-            # A run that asks for as many steps outright has the same weights.
+            # A run that asks for as many steps outright has the same weights; it does not look for this one.
             budget = dataclasses.replace(
                 budget, flops=None, steps=steps_for_flops(method, splits[0], budget, self.device)
             )

@@ -25,7 +25,7 @@ _RUN = re.compile(r"(.+) seed (\d+) \(\w+\)", re.DOTALL)
 
 
 def _by_method(runs: Sequence[str]) -> str:
-    """`cmvae seeds 0, 1, 2; mmvae seed 0` of the names of runs, without their ids."""
+    """`cmvae seeds 0, 1, 2; mmvae seed 0` of the names of runs: no ids, a seed once."""
     seeds: dict[str, list[int]] = {}
     for run in runs:
         found = _RUN.fullmatch(run)

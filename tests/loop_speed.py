@@ -1,6 +1,6 @@
 """What the training loop adds to the steps that it makes.
 
-    python tests/loop_speed.py --method mvae --method ours --steps 200
+    python tests/loop_speed.py --method mvae --method ours
 
 Trains each method of the PolyMNIST shapes on noise, as `bench run` would. *Steps* are losses, backward pass,
 clipping and Adam; the loop fetches batches, counts losses, logs, and takes the time. Both are seconds of the
@@ -30,7 +30,7 @@ from methods.base import Loss
 
 
 class Stopwatch:
-    """`descend_all` with the seconds that its steps took."""
+    """In place of `bench.train.descend_all`: the same, with the seconds that its steps took."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -62,7 +62,7 @@ def measure(name: str, preset: str, steps: int) -> tuple[float, float, dict[str,
 @click.command()
 @click.option("--method", "methods", multiple=True, default=("mvae", "mvtcae", "mmvaeplus", "ours"))
 @click.option("--preset", default="quick", show_default=True)
-@click.option("--steps", default=200, show_default=True)
+@click.option("--steps", default=1000, show_default=True)
 def main(methods: tuple[str, ...], preset: str, steps: int) -> None:
     """Print what the loop adds to a step of each method."""
     keep_freed_memory()

@@ -22,19 +22,24 @@ FEW = 4
 
 
 _RUN = re.compile(r"(.+) seed (\d+) \(\w+\)", re.DOTALL)
+"""How `bench.footer.run_name` names a run: method and overrides, seed, id."""
 
 
 def _by_method(runs: Sequence[str]) -> str:
     """`cmvae seeds 0, 1, 2; mmvae seed 0` of the names of runs: no ids, a seed once."""
-    seeds: dict[str, list[int]] = {}
+    seeds: dict[str, set[int]] = {}
+    others = []
     for run in runs:
         found = _RUN.fullmatch(run)
-        seeds.setdefault(found[1] if found else run, []).extend([int(found[2])] if found else [])
-    parts = []
-    for name, numbers in seeds.items():
-        shown = ", ".join(str(n) for n in sorted(set(numbers)))
-        parts.append(f"{name} seed{'s' * (',' in shown)} {shown}" if shown else name)
-    return "; ".join(parts)
+        if found:
+            seeds.setdefault(found[1], set()).add(int(found[2]))
+        else:
+            others.append(run)
+    named = [
+        f"{name} {'seeds' if len(several) > 1 else 'seed'} {', '.join(map(str, sorted(several)))}"
+        for name, several in seeds.items()
+    ]
+    return "; ".join([*named, *others])
 
 
 def gathered(excluded: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import loop_speed
 import pytest
 import torch
 import variants_speed
@@ -69,6 +70,11 @@ def test_memory_is_timed_before_and_after() -> None:
     sets = ["train.batch_size=4", "width=8", "latent=4"]
     found = variants_speed.kept_memory("mmvae", "quick", sets, "wall", warmup=0, repeats=1)
     assert list(found) == ["given back", "kept"]
+
+
+def test_the_steps_of_a_loop_are_part_of_its_training_time() -> None:
+    steps, timing = loop_speed.measure("mvae", "quick", 2)
+    assert 0 < steps < timing["train_s"] < timing["wall_s"]
 
 
 @pytest.mark.parametrize("case", ["mvae", "mmvae K=1 dreg", "mmvaeplus K=1 iwae"])

@@ -18,7 +18,7 @@ Not in P1: with `fit_prior` p_0(z) is fitted to the z+ of training, the M step o
 normal distribution (`FittedNormal`) is for X the same model as N(0, I) with an affine map before the
 generator. A mixture of `prior_components` (`FittedMixture`) is more than that: it follows the clusters of the
 posterior, between which draws of a single normal fall. In short training gradients hardly move z+ from where
-the warm start left it, and draws of N(0, I) decode to textures (docs/ablations.md, prior N(0, I)).
+the warm start left it, and draws of N(0, I) fall beside it (docs/ablations.md, prior N(0, I)).
 """
 
 from __future__ import annotations

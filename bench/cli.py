@@ -111,6 +111,33 @@ def table(name: str | None, results: Path, dataset: str | None, preset: str | No
 
 
 @cli.command()
+@click.option("--metric", "metrics", multiple=True, metavar="PATTERN", help="As swd_*. Repeatable.")
+@click.option("--method", "names", multiple=True, metavar="PATTERN", help="As ours*. Repeatable.")
+@results_option
+@click.option("--dataset", callback=check_dataset_name, metavar="NAME", help="Only this data set.")
+@click.option("--preset", metavar="NAME", help="Only this preset.")
+@click.option(
+    "--details/--no-details", default=False, help="Also of single modalities and subsets; the end of the log."
+)
+@click.option(
+    "--format", "style", type=click.Choice(["terminal", "csv"]), default="terminal", show_default=True
+)
+@debug_option
+def scores(results: Path, style: str, **chosen: Any) -> None:
+    """Print the scores of finished runs one by one, as they are in their records.
+
+    \b
+    Examples:
+      bench scores --metric coherence_joint --metric fd_clf_uncond
+      bench scores --metric "swd*" --method "ours*" --preset fair --format csv
+      bench scores --metric "chain_*" --method ours --details
+    """
+    from bench.show import scores_of
+
+    click.echo(scores_of(results, style, **chosen))
+
+
+@cli.command()
 @click.argument("figure", type=click.Choice(FIGURES))
 @click.option(
     "--run", "runs", multiple=True, metavar="RUN", help="Run folder or id; repeatable. [default: the newest]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.cells import Table
@@ -107,8 +107,7 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
         notes.append(f"The seeds of {', '.join(several)} were trained with different versions of {own} code.")
     states = {cell.state for row in table.rows for cell in row.cells.values()}
     notes += marks
-    if seeds == {1}:
-        notes.append("One seed each: no interval here holds the difference between seeds.")
+    notes += one_seed_notes(result.seeds for result in group.results if result.runs)
     if "same" in states:
         notes.append('" repeats the row above: the value does not depend on the sampler. - : no such task.')
     notes += [text for result in group.results for text in unfinished_notes(result)]
@@ -118,6 +117,13 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
         mixed = "; times of different machines are not ranked" if len(machines) > 1 else ""
         notes.append(f"Times measured on {' and on '.join(machines)}{mixed}.")
     return notes
+
+
+def one_seed_notes(seeds: Iterable[Sequence[int]]) -> list[str]:
+    """What a table must say whose measured rows, with these seeds each, all have one."""
+    if {len(several) for several in seeds if several} != {1}:
+        return []
+    return ["One seed each: no interval here holds the difference between seeds."]
 
 
 def state_notes(table: Table, states: Sequence[str] = ("n/a", "collapsed")) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from bench.cells import Cell, Column, Row, Style, Table, span
-from bench.footer import collapse_note, distance_notes, state_notes
+from bench.footer import collapse_note, distance_notes, one_seed_notes, state_notes
 from bench.matching import find_result
 from bench.measured import NOT_ASKED, captioned, measured_columns, unasked
 from bench.reference import SUITE, reference
@@ -272,8 +272,7 @@ def _finish(table: Table, sheets: Sequence[Sheet], known: Sequence[str]) -> None
         table.notes += sheet_notes(sheet, table)
     if first.group:
         table.notes += state_notes(table, ("collapsed",)) + distance_notes(table)
-        if {len(row.seeds) for row in table.rows if row.seeds} == {1}:
-            table.notes.append("One seed each: no interval here holds the difference between seeds.")
+        table.notes += one_seed_notes(row.seeds for row in table.rows)
     for sheet in sheets:
         table.excluded += excluded_lines(sheet.group, sheet.others) if sheet.group else []
     table.notes = list(dict.fromkeys(table.notes))

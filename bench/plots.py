@@ -14,7 +14,7 @@ from bench.job import Options
 from bench.measured import CAPTIONED
 from bench.progress import Reporter
 from bench.run import load_run
-from bench.store import LOG, WEIGHTS, RunFolder, RunRecord, find_runs, folder_name, read_log
+from bench.store import LOG, REFINEMENT, WEIGHTS, RunFolder, RunRecord, find_runs, folder_name, read_log
 from bench.table import method_order
 from datasets.spec import Dataset
 from methods.base import Method
@@ -62,8 +62,9 @@ def plot_figure(
         records = [r for r in records if r.record.get("dataset") in CAPTIONED]
     if figure == "t2i":
         return _across(records, runs, out, options)
+    enough = (WEIGHTS, REFINEMENT) if figure == "steps" else (WEIGHTS,)
     folders = [find_run(options.results, name) for name in runs] or [
-        _newest(records, options.results, WEIGHTS)
+        _newest(records, options.results, *enough)
     ]
     if figure == "steps":
         return [path for folder in folders for path in _refinement(folder, out, options)]
@@ -97,11 +98,14 @@ def _fitting(results: Path, dataset: str | None, preset: str | None) -> list[Run
     return [r for r in found if preset in (None, r.record.get("preset"))]
 
 
-def _newest(records: Sequence[RunRecord], results: Path, needs: str) -> Path:
-    done = [r for r in records if r.record.get("status") == "done" and (r.folder / needs).exists()]
+def _newest(records: Sequence[RunRecord], results: Path, *enough: str) -> Path:
+    """The last finished run that has one of the files `enough`."""
+    done = [r for r in records if r.record.get("status") == "done"]
+    done = [r for r in done if any((r.folder / name).exists() for name in enough)]
     if not done:
+        names = " or ".join(f"'{name}'" for name in enough)
         raise UsageError(
-            f"no finished run with '{needs}' fits under '{results}'; run one or name it with --run"
+            f"no finished run with {names} fits under '{results}'; run one or name it with --run"
         )
     return max(done, key=lambda r: str(r.record.get("finished"))).folder
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from bench.cells import Cell, Column, Row, Table, span
 from bench.config import resolve
 from bench.errors import UsageError
-from bench.footer import data_notes
+from bench.footer import data_notes, one_seed_notes
 from bench.matching import is_ablation, otherwise_planned
 from bench.names import EX_POST
 from bench.reference import reference
@@ -77,6 +77,7 @@ def prior_table(
     table.context = {"dataset": group.key.dataset, "preset": group.key.preset}
     table.notes = [*mark_best(table), NOTE, *data_notes(group)]
     table.notes.append("± is half of the 95 % interval: over seeds from two seeds on, else over examples.")
+    table.notes += one_seed_notes(row.seeds for row in table.rows)
     if absent or missing:
         table.commands.append(run_command([*absent, *missing], group, []))
     table.excluded = excluded_lines(group, others)

@@ -83,6 +83,7 @@ class PublishedTable:
     """One table of one source on one data set; `columns` are (metric, number of given modalities).
 
     closed: it has the rows that it names and no others. stand_ins: data sets that may stand in for its own.
+    also: rows that the source does not have, each below the measured one of its method.
     """
 
     source: str
@@ -95,14 +96,15 @@ class PublishedTable:
     samplers: Mapping[str, Mapping[str, str]]
     closed: bool = False
     stand_ins: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         return f"{self.source}/{self.name}"
 
     def sampler(self, variant: Variant, metric: str) -> str | None:
-        """The sampler this table reports for a method and metric, where it differs from the usual one."""
-        return self.samplers.get(metric, {}).get(variant.method, variant.sampler)
+        """The sampler this table reports for a row and metric, where it differs from the usual one."""
+        return self.samplers.get(metric, {}).get(variant.key, variant.sampler)
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ def _table(raw: Mapping[str, Any]) -> PublishedTable:
         raw.get("samplers", {}),
         raw.get("closed", False),
         tuple(raw.get("stand_ins", ())),
+        tuple(raw.get("also", ())),
     )
 
 

@@ -81,10 +81,12 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
         variant = variants[key]
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
+    published = list(lines)
+    lines = [line for row in published for line in (row, *_also(sheet, row.variant))]
     if sheet.group is None:
         return lines
     group, book = sheet.group, sheet.book
-    used = {id(find_result(group, line.variant, book)) for line in lines}
+    used = {id(find_result(group, line.variant, book)) for line in published}
     rest = [r for r in group.results if r.runs and id(r) not in used]
     if sheet.part.closed:
         named = book.ablations & {line.variant.method for line in lines}
@@ -94,8 +96,15 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
     for result in sorted(rest, key=lambda r: (*method_order(sheet.part.dataset, r.method), r.overrides)):
         known = variants.get(result.method, Variant(result.method, result.method, method=result.method))
         label = f"{known.name} [{result.overrides}]" if result.overrides else known.name
-        lines.append(Line(label, "", known, result))
+        lines += [Line(label, "", known, result), *([] if result.overrides else _also(sheet, known))]
     return lines
+
+
+def _also(sheet: Sheet, variant: Variant) -> list[Line]:
+    """The further rows of a method's usual run."""
+    variants = sheet.book.variants
+    also = [k for k in sheet.part.also if variants[k].method == variant.method and not variant.hyper]
+    return [Line(variants[k].name, "", variants[k]) for k in also]
 
 
 def sheet_notes(sheet: Sheet, table: Table) -> list[str]:

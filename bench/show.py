@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from bench.randomness import derive, forked
 from bench.registry import dataset_names, load_dataset
 from bench.run import load_run, prepare
 from bench.scoring import save_grid, score
-from bench.store import GRID, RECORD, find_runs
+from bench.store import GRID, RECORD, RunRecord, find_runs
 from datasets.spec import UserError
 from metrics.protocol import Score
 
@@ -51,15 +52,26 @@ def tables_text(name: str | None, results: Path, dataset: str | None, preset: st
     from bench.render import render
     from bench.table import comparison_tables
 
-    if not results.is_dir():
-        raise UsageError(f"there is no results folder '{results}'; give one with --results or run something")
-    records = find_runs(results)
+    records = _records(results)
     if name == PRIORS:
         return render(prior_table(records, preset, dataset), style).rstrip("\n")
     if name is not None:
         return render(paper_table(name, records, preset=preset, dataset=dataset), style).rstrip("\n")
     tables = comparison_tables(records, dataset=dataset, preset=preset)
     return "\n\n".join(render(table, style).rstrip("\n") for table in tables)
+
+
+def scores_of(results: Path, style: str, names: Sequence[str] = (), **chosen: Any) -> str:
+    """The scores of a results folder, one a line; see `score_lines`."""
+    from bench.score_list import score_lines, scores_text
+
+    return scores_text(score_lines(_records(results), methods=names, **chosen), style)
+
+
+def _records(results: Path) -> list[RunRecord]:
+    if not results.is_dir():
+        raise UsageError(f"there is no results folder '{results}'; give one with --results or run something")
+    return find_runs(results)
 
 
 def score_rows(scores: Sequence[Score]) -> str:

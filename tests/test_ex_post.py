@@ -207,3 +207,5 @@ def test_a_method_whose_preset_does_without_densities_has_no_row(tmp_path):
     write_run(tmp_path, "diff_cmvae", dataset="shapes")
     there = prior_table(find_runs(tmp_path), dataset="shapes", methods=("mmvae", "diff_cmvae"))
     assert [row.label for row in there.rows] == ["mmvae"] and there.commands == []
+    one_seed = "One seed each: no interval here holds the difference between seeds."
+    assert one_seed in there.notes and one_seed not in table.notes

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import ours_scores, write_run
 from toy_data import ToyData, ToyJudges
 
 import bench.refinement
+from bench.cli import main
 from bench.config import Plan, RunConfig
 from bench.errors import UsageError
 from bench.figure_refinement import plot_refinement
@@ -73,3 +75,18 @@ def test_every_measure_is_kept_with_its_cost(
     with pytest.raises(UsageError, match="no sampler that revises"):
         method = MoPoE(data.spec, latent=3, width=4)
         measure_refinement(method, data, config, tmp_path, Reporter(quiet=True))
+
+
+def test_a_published_record_is_drawn_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path, "ours", ours_scores())
+    with pytest.raises(SystemExit) as ended:
+        main(["plot", "steps", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    assert ended.value.code == 2 and "no finished run with" in capsys.readouterr().err
+    shared = {"measure": "coherence_joint", "task": "joint", "sampler": "ebm", "n": 20, "seconds": 0.01}
+    keep(folder, [{**shared, "steps": k, "value": 0.5, "low": 0.4, "high": 0.6} for k in (0, 5)])
+    with pytest.raises(SystemExit) as ended:
+        main(["plot", "steps", "--results", str(tmp_path), "--out", str(tmp_path / "figures")])
+    assert not ended.value.code
+    assert (tmp_path / "figures" / f"steps-polydigits-ours-{folder.name}.png").stat().st_size > 5000

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.cells import Table
-from bench.store import trained_code
+from bench.health import Health
+from bench.store import read_log, trained_code
 from bench.summary import Group, Result, Run
 
 
@@ -111,12 +112,20 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
     if "same" in states:
         notes.append('" repeats the row above: the value does not depend on the sampler. - : no such task.')
     notes += [text for result in group.results for text in unfinished_notes(result)]
+    shown = {(row.method, row.overrides) for row in table.rows}
+    notes += health_notes(run for r in group.results if (r.method, r.overrides) in shown for run in r.runs)
     notes += state_notes(table) + distance_notes(table)
     machines = sorted({machine_text(run) for run in group.runs})
     if machines and any(column.style == "seconds" for column in table.columns):
         mixed = "; times of different machines are not ranked" if len(machines) > 1 else ""
         notes.append(f"Times measured on {' and on '.join(machines)}{mixed}.")
     return notes
+
+
+def health_notes(runs: Iterable[Run]) -> list[str]:
+    """One sentence per run whose log shows that training went wrong without diverging (`bench.health`)."""
+    told = ((run, Health(read_log(run.folder)).sentences) for run in runs)
+    return [f"Training of {run_name(run)}: {'; '.join(sentences)}." for run, sentences in told if sentences]
 
 
 def one_seed_notes(seeds: Iterable[Sequence[int]]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.cells import Table
-from bench.footer import data_notes, machine_text
+from bench.footer import data_notes, health_notes, machine_text
 from bench.matching import budget_of, find_result, is_ablation, needed, otherwise_planned, row_command
 from bench.reference import SUITE, PublishedTable, Reference, Variant
 from bench.summary import Group, Result, Run, groups
@@ -137,7 +137,10 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
     notes += _shorter_chains(sheet)
     notes += [f"Sources disagree: {text}" for text in sheet.book.conflicts_of(part)]
     if group:
-        notes += data_notes(group)
+        lines = lines_of(sheet, part.methods)
+        results = [line.result or find_result(group, line.variant, sheet.book) for line in lines]
+        runs = {str(run.folder): run for result in results if result for run in result.runs}
+        notes += data_notes(group) + health_notes(runs.values())
         if any(note.startswith("Data note") for note in notes):
             notes.append(
                 "With data that differ from the paper's, distances do not compare and coherence does in kind."

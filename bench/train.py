@@ -22,6 +22,7 @@ from bench.costing import stage_seconds
 from bench.device import fetch, on_device, synchronize
 from bench.errors import Interrupted
 from bench.forecast import Forecast
+from bench.health import Health
 from bench.optimise import (
     Average,
     StageOptimiser,
@@ -122,6 +123,7 @@ class Loop:
         # Processor seconds of earlier sessions, less what this process had used before.
         self.cpu = -time.process_time()
         self.forecast = Forecast(self.stages, self.budget)
+        self.health = Health()
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -264,6 +266,8 @@ class Loop:
                 "terms": terms,
             }
         )
+        for sentence in self.health.look(stage.name, self.done, terms):
+            self.reporter.say(f"warning: {sentence}")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in list(terms.items())[:4])
         task.advance(0, shown)
         self._check_finite()
@@ -363,6 +367,7 @@ class Loop:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(_unfit(path, error)) from error
         self.folder.cut_log(self.done)
+        self.health = Health(self.folder.read_log())
 
     def _restore_optimiser(self, state: dict[str, Any]) -> None:
         assert self.optimiser is not None

@@ -289,6 +289,25 @@ def test_a_slow_device_is_announced(data: TinyData, tmp_path: Path, monkeypatch:
     assert quiet.heard == []
 
 
+def test_a_run_that_goes_wrong_is_told_early(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = TinyVAE.forward
+
+    def starving(self: TinyVAE, x: Batch, progress: Progress) -> Loss:
+        loss = plain(self, x, progress)
+        share = torch.tensor(0.01 if progress.step > 2 else 0.5)
+        return Loss(loss.total, {**loss.terms, "share.a": share, "share.b": 1 - share})
+
+    monkeypatch.setattr(TinyVAE, "forward", starving)
+    ear = Ear()
+    result, _ = go(make("warm=0.5"), data, tmp_path, ear)
+    warnings = [text for text in ear.heard if text.startswith("warning: ")]
+    assert result.status == "done" and len(warnings) == 2, "once in each stage"
+    step = int(warnings[0].split("at step ")[1].split()[0])
+    assert step < result.steps / 2 and "a 1.0%" in warnings[0] and "expert_mean" in warnings[0]
+
+
 def test_the_clocks_add_up(data: TinyData, tmp_path: Path) -> None:
     timing = go(make("train.validate_every=4"), data, tmp_path)[0].timing
     parts = sum(timing[k] for k in ("train_s", "validate_s", "save_s", "other_s"))

@@ -31,7 +31,7 @@ def signs(first: Terms, now: Terms) -> dict[str, str]:
     if starved:
         found["share"] = (
             f"experts hardly learn from the latent chain (of the mixture they have: {', '.join(starved)}); "
-            "raise expert_mean or shorten the chain (latent_steps, latent_step_size)"
+            "shorten the chain (latent_steps, latent_step_size) or raise expert_mean"
         )
     for name, value in now.items():
         if name.startswith("prior_components.") and value < MERGED * first.get(name, 0.0):

@@ -137,7 +137,7 @@ def test_the_vae_part_counts_only_at_equal_flops(tmp_path):
     table = table_of(tmp_path, "ablations")
     assert table.row(label).cells["coherence_joint"].state == "missing", "a quarter of the cost"
     assert table.row("Ours, VAE part alone, as many examples").cells["coherence_joint"].state == "value"
-    (command,) = [c for c in table.commands if "warm_start" in c]
+    (command,) = [c for c in table.commands if "warm_start=1" in c]
     assert command.endswith("--set warm_start=1.0 --set train.flops=2e+11")
     ours(tmp_path, flops=5e8, steps=400, **{"warm_start": 1.0, "train.flops": 2e11})
     cell = table_of(tmp_path, "ablations").row(label).cells["coherence_joint"]

@@ -123,9 +123,11 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
 
 
 def health_notes(runs: Iterable[Run]) -> list[str]:
-    """One sentence per run whose log shows that training went wrong without diverging (`bench.health`)."""
-    told = ((run, Health(read_log(run.folder)).sentences) for run in runs)
-    return [f"Training of {run_name(run)}: {'; '.join(sentences)}." for run, sentences in told if sentences]
+    """One sentence per run whose log ends with signs that training went wrong (`bench.health`)."""
+    told = ((run, list(Health(read_log(run.folder)).lasting().values())) for run in runs)
+    return [
+        f"Training of {run_name(run)} ended with signs: {'; '.join(texts)}." for run, texts in told if texts
+    ]
 
 
 def one_seed_notes(seeds: Iterable[Sequence[int]]) -> list[str]:

@@ -16,7 +16,7 @@ from bench.listing import columns
 from bench.store import RunRecord, read_log
 
 RUN = ("method", "dataset", "preset", "seed", "overrides", "run")
-SCORE = ("metric", "sampler", "given", "target", "attribute", "value", "low", "high", "n")
+SCORE = ("metric", "task", "sampler", "steps", "given", "target", "attribute", "value", "low", "high", "n")
 
 Line = dict[str, Any]
 

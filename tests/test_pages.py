@@ -16,7 +16,9 @@ def test_tables_show_the_published_records(page: Path) -> None:
     assert pages.refreshed(text) == text, "run `python tests/pages.py`"
 
 
-@pytest.mark.parametrize(("name", "tables"), [("results", 2), ("quick", 1), ("ablations", 2), ("priors", 2), ("tuning", 1)])
+@pytest.mark.parametrize(
+    ("name", "tables"), [("results", 2), ("quick", 1), ("ablations", 2), ("priors", 2), ("tuning", 1)]
+)
 def test_pages_of_results_have_tables(name: str, tables: int) -> None:
     text = (pages.ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert len(pages.BLOCK.findall(text)) == tables

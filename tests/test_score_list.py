@@ -68,6 +68,12 @@ def test_csv_has_every_digit_and_the_terminal_no_empty_column(root: Path) -> Non
                     "value", "low", "high", "n"]  # fmt: skip
 
 
+def test_no_two_lines_are_about_the_same(root: Path) -> None:
+    lines = score_lines(find_runs(root), details=True)
+    about = [tuple(v for k, v in x.items() if k not in ("value", "low", "high", "n")) for x in lines]
+    assert len(set(about)) == len(about) > 50
+
+
 def test_nothing_that_fits_is_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="no finished run"):
         score_lines(find_runs(root), ["no_such_metric"])
@@ -81,4 +87,4 @@ def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["scores", "--results", str(root), "--metric", "nfe", "--method", "ours"])
     assert not ended.value.code
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3 and all("nfe" in line for line in printed[1:])
+    assert [line.split()[6:9] for line in printed[1:]] == [["nfe", "joint", "ebm"], ["nfe", "cross", "ebm"]]

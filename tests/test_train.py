@@ -305,7 +305,7 @@ def test_a_run_that_goes_wrong_is_told_early(
     warnings = [text for text in ear.heard if text.startswith("warning: ")]
     assert result.status == "done" and len(warnings) == 2, "once in each stage"
     step = int(warnings[0].split("at step ")[1].split()[0])
-    assert step < result.steps / 2 and "a 1.0%" in warnings[0] and "expert_mean" in warnings[0]
+    assert step < result.steps / 2 and "a 1.0%" in warnings[0] and "latent_steps" in warnings[0]
 
 
 def test_the_clocks_add_up(data: TinyData, tmp_path: Path) -> None:

@@ -107,9 +107,8 @@ def _curves(result: Result, term: str) -> list[Curve]:
 def _draw(panels: Sequence[Drawn], title: str, path: Path) -> list[Path]:
     """Panels side by side with a common scale of steps; one colour per row, one line per seed."""
     with styled() as plt:
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.6 * len(panels) + 0.4, 2.9), squeeze=False, layout="constrained"
-        )
+        size = (3.6 * len(panels) + 0.4, 2.9 + 0.16 * max(len(panel.curves) for panel in panels))
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
         for axis, panel in zip(axes[0], panels, strict=True):
             axis.set(title=panel.title, xlabel="training step", ylabel="loss")
             for number, (label, curves) in enumerate(panel.curves.items()):
@@ -119,7 +118,8 @@ def _draw(panels: Sequence[Drawn], title: str, path: Path) -> list[Path]:
                     axis.plot(steps, values, color=colour, linewidth=0.9, alpha=0.85, label=shown)
             _scale(axis, panel)
             if panel.curves:
-                axis.legend(frameon=False, loc="best", fontsize=7)
+                # Below the axes: curves fill a panel, and a legend among them is hard to read.
+                axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.2), fontsize=7)
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         return save(figure, path)
 

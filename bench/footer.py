@@ -9,17 +9,15 @@ from typing import Any
 from bench.cells import Table
 from bench.health import Health
 from bench.store import read_log, trained_code
-from bench.summary import Group, Result, Run
+from bench.summary import Group, Result, Run, settings_text
 
 
 def run_name(run: Run) -> str:
     """How a run is named in a list: method, seed, start of its id."""
     record = run.record
-    changed = record.get("overrides") or {}
-    extra = " [" + ", ".join(f"{k}={v}" for k, v in sorted(changed.items())) + "]" if changed else ""
-    return (
-        f"{record.get('method')}{extra} seed {record.get('seed', 0)} ({str(record.get('run_id', '?'))[:12]})"
-    )
+    changed = settings_text(record.get("overrides") or {})
+    name = f"{record.get('method')} [{changed}]" if changed else record.get("method")
+    return f"{name} seed {record.get('seed', 0)} ({str(record.get('run_id', '?'))[:12]})"
 
 
 def plan_text(plan: str, beside: str = "") -> str:

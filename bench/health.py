@@ -3,7 +3,8 @@
 A run that diverges is stopped (`methods.base.Diverged`). These are for the others: they end, with scores that
 say little about the method. What is looked at are terms that `ours` and its relatives log:
 `share.<modality>`, how much each expert has of the mixture at the draws of the posterior, and
-`prior_components.<latent>`, exp of the entropy of the shares of a fitted prior.
+`prior_components.<latent>`, exp of the entropy of the shares of a fitted prior. The log alone decides, so
+that a table can say it of a committed record without importing the method.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 from bench.errors import UsageError
 from bench.listing import columns
 from bench.store import RunRecord, read_log
+from bench.summary import settings_text
 
 RUN = ("method", "dataset", "preset", "seed", "overrides", "run")
 SCORE = ("metric", "task", "sampler", "steps", "given", "target", "attribute", "value", "low", "high", "n")
@@ -48,8 +49,8 @@ def score_lines(
         lines += [about | line for line in found if _fits(line["metric"], metrics)]
     if not lines:
         raise UsageError(
-            "no finished run has a score that fits; `bench scores` without options prints them all, "
-            "`--details` those of single modalities and subsets too"
+            "no finished run has a score that fits; `bench scores` prints the averages of all runs, "
+            "`bench scores --details` everything"
         )
     order = ("dataset", "preset", "method", "overrides", "seed")
     return sorted(lines, key=lambda line: tuple(line[key] for key in order))  # the order of a record stays
@@ -71,9 +72,10 @@ def scores_text(lines: Sequence[Line], style: str) -> str:
 
 def _about(run: RunRecord) -> Line:
     record = run.record
-    overrides = " ".join(f"{k}={v}" for k, v in sorted((record.get("overrides") or {}).items()))
     about = {key: str(record.get(key, "")) for key in ("method", "dataset", "preset")}
-    return {**about, "seed": int(record.get("seed", 0)), "overrides": overrides, "run": run.folder.name}
+    # Those of the plan too, which tables leave out: scores on `val` must not look like scores on `test`.
+    changed = settings_text(record.get("overrides") or {})
+    return {**about, "seed": int(record.get("seed", 0)), "overrides": changed, "run": run.folder.name}
 
 
 def _scores(run: RunRecord) -> Iterator[Line]:

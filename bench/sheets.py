@@ -129,7 +129,8 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
             marked.setdefault(entry.note, []).append(sheet.book.variants[entry.method].name)
     for note, names in marked.items():
         notes.append(f"{'; '.join(dict.fromkeys(names))}: {note}.")
-    for variant in [line.variant for line in lines_of(sheet, part.methods)] if group else []:
+    lines = lines_of(sheet, part.methods) if group else []
+    for variant in (line.variant for line in lines):
         used = {m: sheet.part.sampler(variant, m) for m, _ in part.columns}
         if len({variant.sampler, *used.values()}) > 1:
             shown = ", ".join(f"{sheet.book.quantities[m].title} with sampler {s}" for m, s in used.items())
@@ -137,7 +138,6 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
     notes += _shorter_chains(sheet)
     notes += [f"Sources disagree: {text}" for text in sheet.book.conflicts_of(part)]
     if group:
-        lines = lines_of(sheet, part.methods)
         results = [line.result or find_result(group, line.variant, sheet.book) for line in lines]
         runs = {str(run.folder): run for result in results if result for run in result.runs}
         notes += data_notes(group) + health_notes(runs.values())

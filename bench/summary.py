@@ -197,7 +197,12 @@ def given(run: Run) -> dict[str, Any]:
 
 def overrides_text(run: Run) -> str:
     """`beta=2.5, train.steps=10`: what the user changed."""
-    return ", ".join(f"{name}={_short(value)}" for name, value in given(run).items())
+    return settings_text(given(run))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """`beta=2.5, train.steps=10`, sorted by name."""
+    return ", ".join(f"{name}={_short(value)}" for name, value in sorted(settings.items()))
 
 
 def _short(value: Any) -> str:

@@ -74,6 +74,11 @@ def test_no_two_lines_are_about_the_same(root: Path) -> None:
     assert len(set(about)) == len(about) > 50
 
 
+def test_scores_of_another_split_say_so(tmp_path: Path) -> None:
+    write_run(tmp_path, "mmvae", overrides={"plan.split": "val", "beta": 2.0})
+    assert {x["overrides"] for x in score_lines(find_runs(tmp_path))} == {"beta=2, plan.split=val"}
+
+
 def test_nothing_that_fits_is_an_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="no finished run"):
         score_lines(find_runs(root), ["no_such_metric"])

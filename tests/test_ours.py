@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from datasets.spec import DataSpec, Modality
 from methods.base import Loss, Progress
+from methods.indep_inference import IndepInference
 from methods.ours import Ours
 from methods.ours_w import OursW
 from methods.parts.cooperative import soft_clamp
@@ -282,6 +283,35 @@ def test_warm_loss_equals_the_elbo_of_one_modality():
     kl = Normal(q.location, q.scale).log_prob(z).sum(1) - Normal(0.0, 1.0).log_prob(z).sum(1)
     elbo = method.log_likelihood(x, method.generate({"z": z})) - 2 * kl
     assert torch.isclose(loss.total, -elbo.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [Ours, OursW, IndepInference])
+def test_the_bound_teaches_inference_alone(cls):
+    """With `inference_on_bound` the encoders get b_e times the bound's gradient, the generators none."""
+    alone = {"inference_on_data": 0.0, "inference_on_revised": 0.0}
+    method, usual = make(cls, **alone, inference_on_bound=0.25), make(cls, **alone)
+    x, elbo = batch(), method.elbo
+
+    def seeded(images, experts):
+        torch.manual_seed(7)
+        return elbo(images, experts)
+
+    method.elbo = seeded
+    torch.manual_seed(3)
+    loss = method(x, REVISION)
+    torch.manual_seed(3)
+    before = usual(x, REVISION)
+    assert "infer_bound" in loss.terms and "infer_bound" not in before.terms
+    assert torch.equal(loss.parts["generator"], before.parts["generator"])
+
+    own, others = list(method.encoders.parameters()), list(method.generators.parameters())
+    found = torch.autograd.grad(loss.parts["inference"], [*own, *others], allow_unused=True)
+    images = method.to_model(x)
+    wanted = torch.autograd.grad(-0.25 * seeded(images, method.experts(images))[0], own)
+    assert all(float(w.abs().sum()) > 0 for w in wanted)
+    torch.testing.assert_close(found[: len(own)], wanted, rtol=1e-4, atol=1e-6)
+    assert found[len(own) :] == (None,) * len(others)
+    assert all(p.requires_grad for p in others)
 
 
 def test_soft_clamp_stays_inside_and_is_near_identity():

@@ -86,6 +86,16 @@ def test_both_libraries_are_timed(case: str) -> None:
     assert found.ours.median > 0 and found.theirs.median > 0 and found.speed > 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to count a peak anew")
+def test_memory_of_both_libraries_is_that_of_processes_of_their_own() -> None:
+    pytest.importorskip("multivae", reason="needs MultiVae: pip install '.[peers]'")
+    import peers_memory
+
+    found = peers_memory.compare("mvae", 2)
+    assert list(found) == ["ours", "multivae"]
+    assert all(0 < memory.before <= memory.peak for memory in found.values())
+
+
 def test_every_command_of_the_page_is_one_of_ours() -> None:
     """Options and scripts exist; the commands themselves take minutes."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

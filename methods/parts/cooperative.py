@@ -2,9 +2,9 @@
 
 Notation as in P1 (METHODS 2.14): U energy (low = likely), G_m generators, q_m experts, z shared and w_m
 private latents. Images live in [-1, 1] inside; text is tokens for the likelihood and the experts, and a
-continuous state in the data chain (`text_state`, METHODS 2.14.5). The losses are in `cooperative_losses`,
-the samplers in `cooperative_sampling`; `Ours`, `OursW` and the ablations of P1 section 5.2 differ in their
-latents alone.
+continuous state in the data chain (`text_state`, METHODS 2.14.5). The chains are in `cooperative_chains`,
+the losses in `cooperative_losses`, the samplers in `cooperative_sampling`; `Ours`, `OursW` and the ablations
+of P1 section 5.2 differ in their latents alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from datasets.spec import Batch, DataSpec
 from methods.base import Loss, Method, ParamGroup, Progress, Stage
 from methods.parts.chain_health import CHECK_EVERY
-from methods.parts.cooperative_losses import log_mixture, revision_loss, warm_loss
+from methods.parts.cooperative_chains import CooperativeChains
+from methods.parts.cooperative_losses import elbo, log_mixture, revision_loss
 from methods.parts.cooperative_sampling import CooperativeSampling
 from methods.parts.cooperative_settings import check_settings, repeats_of
-from methods.parts.energy_learning import contrast, to_data, to_model, uniform_images
+from methods.parts.energy_learning import contrast, to_data, to_model
 from methods.parts.fitted_prior import FittedPriors
-from methods.parts.langevin import State, frozen, langevin
+from methods.parts.langevin import State
 from methods.parts.latents import Diagonal, Expert, ExpertEncoder
 from methods.parts.likelihoods import categorical_log_prob
 from methods.parts.networks.build import build_decoder
@@ -40,14 +41,15 @@ def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
     return low + F.softplus(x - low)
 
 
-class Cooperative(CooperativeSampling, Method):
+class Cooperative(CooperativeChains, CooperativeSampling, Method):
     """Energy, generator and inference networks, the chains on them, and how they train.
 
     Hyper-parameters (METHODS 2.14.6): `network`, `width` backbone; `latent` size of z; `energy_width`,
     `stem_width`, `stem_stride`, `spectral_norm`, `energy_penalty` r; `data_steps` K, `data_step_size`
     s_x, `data_noise` n_x; `latent_steps` T, `latent_step_size` s_z, `latent_noise` n_z, `latent_max_drift`
     bound on the drift norm of an example (0: none); `sigma` of the Gaussian generator; `generator_on_data`
-    a_d, `generator_on_revised` a_s, `inference_on_data` b_d, `inference_on_revised` b_s; learning rates,
+    a_d, `generator_on_revised` a_s, `inference_on_data` b_d, `inference_on_revised` b_s, `inference_on_bound`
+    b_e of the ELBO of the warm start, which teaches inference alone while chains revise; learning rates,
     `beta1`, `beta2`, `weight_decay` (generator, inference), `decay` per epoch, `clip` norm for energy and
     generator; `posterior`, `prior` families; `log_variance_low`, `log_variance_high`; `output`
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
@@ -77,7 +79,7 @@ class Cooperative(CooperativeSampling, Method):
         "text_state": OPTIONS,
         "energy_head": HEADS,
     }
-    added: ClassVar[dict[str, object]] = {"updates": "1:1:1"}
+    added: ClassVar[dict[str, object]] = {"updates": "1:1:1", "inference_on_bound": 0.0}
     private: int = 0
     apart: ClassVar[bool] = False
     """Whether the latent chain runs block by block, each with its own bound on the drift."""
@@ -134,6 +136,7 @@ class Cooperative(CooperativeSampling, Method):
         fit_prior: bool = False,
         prior_components: int = 1,
         updates: str = "1:1:1",
+        inference_on_bound: float = 0.0,
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -231,21 +234,7 @@ class Cooperative(CooperativeSampling, Method):
         own = {f"w.{name}": e.w.rsample() for name, e in fixed.items() if e.w is not None}
         return {"z": mixture_rsample([e.z for e in fixed.values()], chosen=chosen), **own}
 
-    # Where the chains start, what they follow, where they end -------------------------------------
-
-    def first_images(self, latent: State) -> State:
-        """Start of the data chain: X^ = G(z), or noise that has nothing to do with z."""
-        if self.data_start == "noise":
-            n = len(next(iter(latent.values())))
-            return uniform_images(self.spec, n, self.device) | self.texts.noise(n, self.spec)
-        return self.texts.state(self.generate(latent))
-
-    def first_latents(self, experts: Mapping[str, Expert], chosen: Tensor | None = None) -> State:
-        """Start of the latent chain: a draw of the inference model, or of the prior in its place."""
-        drawn = self.posterior_draw(experts, chosen)
-        if self.latent_start == "prior":
-            return {name: self.prior_sample(name, *block.shape) for name, block in drawn.items()}
-        return drawn
+    # Densities ---------------------------------------------------------------------------------
 
     def log_prior(self, latent: Mapping[str, Tensor]) -> Tensor:
         """log p_0(z) + sum_m log p_0(w_m) `[B]`."""
@@ -278,10 +267,6 @@ class Cooperative(CooperativeSampling, Method):
             total = log_prob if total is None else total + log_prob
         return total
 
-    def training_start(self, experts: Mapping[str, Expert]) -> tuple[State, Mapping[str, Tensor]]:
-        """Start of the latent chain in training, and which private latents `[B]` are unobserved (none)."""
-        return self.first_latents(experts), {}
-
     def log_joint_posterior(
         self,
         experts: Mapping[str, Expert],
@@ -290,68 +275,6 @@ class Cooperative(CooperativeSampling, Method):
     ) -> Tensor:
         """log q_f(z, W | X) of a draw `[B]`, P1 Eqn 12; see `log_mixture`."""
         return log_mixture(experts, latent, self.expert_mean, unobserved)
-
-    def revise_latent(
-        self,
-        start: State,
-        x: Batch,
-        steps: int | None = None,
-        record=None,
-        unobserved: Mapping[str, Tensor] | None = None,
-    ) -> tuple[State, Tensor]:
-        """T Langevin steps on p(z, w | x_S), S the modalities in `x` (P1 Eqn 8 and 17).
-
-        Rows of a block in `unobserved` `[B]` follow their prior alone; z has to explain those pictures.
-        Returns the revised latents and the energies `[T, B]` along the chain.
-        """
-
-        def energy(latent: State) -> Tensor:
-            seen = dict(latent)
-            for name, rows in (unobserved or {}).items():
-                seen[name] = torch.where(rows.unsqueeze(1), latent[name].detach(), latent[name])
-            return -self.log_prior(latent) - self.log_likelihood(x, self.generate(seen, list(x)))
-
-        with frozen(self.generators):
-            return langevin(
-                start,
-                energy,
-                self.latent_steps if steps is None else steps,
-                self.latent_step_size,
-                self.latent_noise,
-                self.latent_max_drift or None,
-                record,
-                self.apart,
-            )
-
-    def revise_data(
-        self, start: State, held: Mapping[str, Tensor] | None = None, steps: int | None = None, record=None
-    ) -> tuple[State, Tensor]:
-        """K Langevin steps on the energy (P1 Eqn 3); modalities in `held` are observed and stay fixed.
-
-        Returns the revised modalities of `start` and the energies `[K, B]` along the chain. Text that the
-        chain does not move is returned as it was.
-        """
-        moving = {name: start[name] for name in self.texts.moving(start)}
-        still = {name: state.detach() for name, state in start.items() if name not in moving}
-        if not moving:
-            return still, torch.zeros(0, len(next(iter(still.values()))), device=self.device)
-        fixed = self.texts.embed({**still, **(held or {})})
-        whole = None
-        if record is not None:
-
-            def whole(step: int, x: State, energy: Tensor, drift: State) -> None:
-                record(step, {**still, **x}, energy, drift)
-
-        with frozen(self.energy):
-            revised, energies = langevin(
-                moving,
-                lambda x: self.energy({**self.texts.embed(x), **fixed}),
-                self.data_steps if steps is None else steps,
-                self.data_step_size,
-                self.data_noise,
-                record=whole,
-            )
-        return {**still, **revised}, energies
 
     # Training ----------------------------------------------------------------------------------
 
@@ -393,9 +316,15 @@ class Cooperative(CooperativeSampling, Method):
         self.priors.settle()
         return revision_loss(self, x, check=progress.step % CHECK_EVERY == 0)
 
+    def elbo(self, x: Batch, experts: Mapping[str, Expert]) -> tuple[Tensor, list[State]]:
+        """MMVAE(+) ELBO and the latents drawn for it; images in [-1, 1]."""
+        return elbo(self, x, experts)
+
     def warm_loss(self, x: Batch) -> Loss:
-        """Negative MMVAE(+) ELBO; images in [-1, 1]."""
-        return warm_loss(self, x)
+        """Negative ELBO, the warm start of generator and inference; images in [-1, 1]."""
+        bound, draws = self.elbo(x, self.experts(x))
+        self.priors.track(*draws)
+        return Loss.of(elbo=-bound)
 
     def energy_loss(self, x: Batch, negatives: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrast of P1 Eqn 10, divided by the temperature of the data chain where that is asked for."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.spec import Batch
 from methods.base import Loss
 from methods.parts.chain_health import check_chains, displacement
-from methods.parts.langevin import State
+from methods.parts.langevin import State, frozen
 from methods.parts.latents import Expert
 from methods.parts.posteriors import mixture_log_prob
 
@@ -52,7 +52,7 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     ends = Ends(latent, negatives, revised, unobserved)
 
     generator, terms = generator_loss(model, x, ends, first)
-    inference, infer_terms = inference_loss(model, experts, ends)
+    inference, infer_terms = inference_loss(model, x, experts, ends)
     log_posterior = model.log_prior(revised).mean() - terms["on_data"]
     terms |= infer_terms | {
         "moved": displacement(model.texts.embed(start), model.texts.embed(negatives)),
@@ -88,16 +88,23 @@ def generator_loss(
 
 
 def inference_loss(
-    model: Cooperative, experts: Mapping[str, Expert], ends: Ends
+    model: Cooperative, x: Batch, experts: Mapping[str, Expert], ends: Ends
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-b_d log q_f(z+ | x) - b_s log q_f(z | x-) (P1 Eqn 12), and both terms; `experts` are those of x."""
+    """-b_d log q_f(z+ | x) - b_s log q_f(z | x-) (P1 Eqn 12), and both terms; `experts` are those of x.
+
+    With `inference_on_bound` b_e > 0 also -b_e ELBO(x), in which the generators are constants: not in P1.
+    """
     on_data = -model.log_joint_posterior(experts, ends.revised, ends.unobserved).mean()
-    if model.data_start != "generator":
-        return model.inference_on_data * on_data, {"infer_data": on_data}
-    seen = model.experts(model.texts.read(ends.negatives))
-    on_revised = -model.log_joint_posterior(seen, ends.latent).mean()
-    loss = model.inference_on_data * on_data + model.inference_on_revised * on_revised
-    return loss, {"infer_data": on_data, "infer_revised": on_revised}
+    loss, terms = model.inference_on_data * on_data, {"infer_data": on_data}
+    if model.data_start == "generator":
+        seen = model.experts(model.texts.read(ends.negatives))
+        on_revised = -model.log_joint_posterior(seen, ends.latent).mean()
+        loss, terms["infer_revised"] = loss + model.inference_on_revised * on_revised, on_revised
+    if model.inference_on_bound:
+        with frozen(model.generators):
+            terms["infer_bound"] = -model.elbo(x, experts)[0]
+        loss = loss + model.inference_on_bound * terms["infer_bound"]
+    return loss, terms
 
 
 def _in_turns(model: Cooperative, x: Batch, ends: Ends, first: Loss, check: bool) -> Iterator[Loss]:
@@ -114,7 +121,7 @@ def _in_turns(model: Cooperative, x: Batch, ends: Ends, first: Loss, check: bool
         if turn < repeats.get("generator", 1):
             parts["generator"] = generator_loss(model, x, ends, model.first_images(ends.latent))[0]
         if turn < repeats.get("inference", 1):
-            parts["inference"] = inference_loss(model, model.experts(x), ends)[0]
+            parts["inference"] = inference_loss(model, x, model.experts(x), ends)[0]
         yield Loss(torch.stack(list(parts.values())).sum(), {}, parts)
     if model.resample_negatives:
         with torch.no_grad():
@@ -129,14 +136,15 @@ def _in_turns(model: Cooperative, x: Batch, ends: Ends, first: Loss, check: bool
         yield Loss(energy, {}, {"energy": energy})
 
 
-def warm_loss(model: Cooperative, x: Batch) -> Loss:
-    """Negative MMVAE(+) ELBO, the optional warm start of generator and inference; images `x` in [-1, 1].
+def elbo(
+    model: Cooperative, x: Batch, experts: Mapping[str, Expert]
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """MMVAE(+) ELBO of a batch, scalar, and the latents drawn for it; images `x` in [-1, 1].
 
-    -(1/M) sum_m E_{q_m}[ sum_n log p_n(x_n | z, w_n) + warm_beta (log p(z, w_m) - log q(z, w_m | X)) ];
+    (1/M) sum_m E_{q_m}[ sum_n log p_n(x_n | z, w_n) + warm_beta (log p(z, w_m) - log q(z, w_m | X)) ];
     private latents of the other modalities come from the prior, as in cross generation.
     """
-    experts = model.experts(x)
-    elbo, draws = [], []
+    bounds, draws = [], []
     for name, expert in experts.items():
         own = {"z": expert.z.rsample()}
         if expert.w is not None:
@@ -145,9 +153,8 @@ def warm_loss(model: Cooperative, x: Batch) -> Loss:
         draws.append(own)
         kl = log_q + log_private({name: expert}, own) - model.log_prior(own)
         drawn = model.generate(model.prior_draw(len(own["z"])) | own)
-        elbo.append(model.log_likelihood(x, drawn) - model.warm_beta * kl)
-    model.priors.track(*draws)
-    return Loss.of(elbo=-torch.stack(elbo).mean())
+        bounds.append(model.log_likelihood(x, drawn) - model.warm_beta * kl)
+    return torch.stack(bounds).mean(), draws
 
 
 def log_mixture(

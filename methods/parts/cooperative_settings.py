@@ -10,8 +10,8 @@ POSITIVE = ("latent", "width", "energy_width", "stem_width", "stem_stride", "dat
             "warm_rate", "text_scale", "prior_components")  # fmt: skip
 NOT_NEGATIVE = ("energy_penalty", "data_steps", "data_noise", "latent_steps", "latent_noise",
                 "latent_max_drift", "generator_on_data", "generator_on_revised", "inference_on_data",
-                "inference_on_revised", "weight_decay", "decay", "clip", "warm_beta",
-                "text_weight")  # fmt: skip
+                "inference_on_revised", "inference_on_bound", "weight_decay", "decay", "clip",
+                "warm_beta", "text_weight")  # fmt: skip
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

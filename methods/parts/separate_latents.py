@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from datasets.spec import Batch
-from methods.base import Loss
 from methods.parts.langevin import State
 from methods.parts.latents import Expert
 
@@ -46,14 +45,12 @@ class SeparateLatents:
         """sum_m log q_m(z_m | x_m) `[B]`; every z_m is observed."""
         return torch.stack([e.z.log_prob(self.code(latent, name)) for name, e in experts.items()]).sum(0)
 
-    def warm_loss(self, x: Batch) -> Loss:
-        """The negative ELBOs of M separate VAEs, summed: the warm start without a shared latent.
+    def elbo(self, x: Batch, experts: Mapping[str, Expert]) -> tuple[Tensor, list[State]]:
+        """The ELBOs of M separate VAEs, summed, and their latents: no latent is shared.
 
-        -sum_m E_{q_m}[ log p_m(x_m | z_m) + warm_beta (log p_0(z_m) - log q_m(z_m | x_m)) ]
+        sum_m E_{q_m}[ log p_m(x_m | z_m) + warm_beta (log p_0(z_m) - log q_m(z_m | x_m)) ]
         """
-        experts = self.experts(x)
         own = {f"z.{name}": e.z.rsample() for name, e in experts.items()}
-        self.priors.track(own)
         kl = self.log_joint_posterior(experts, own) - self.log_prior(own)
-        elbo = self.log_likelihood(x, self.generate(own)) - self.warm_beta * kl
-        return Loss.of(elbo=-elbo.mean())
+        bound = self.log_likelihood(x, self.generate(own)) - self.warm_beta * kl
+        return bound.mean(), [own]

@@ -45,16 +45,19 @@ class OursW(Cooperative):
         super().__init__(spec, latent=latent, **settings)
         self.private_from_prior = private_from_prior
 
-    def training_start(self, experts: Mapping[str, Expert]) -> tuple[State, Mapping[str, Tensor]]:
+    def training_start(
+        self, experts: Mapping[str, Expert], chosen: Tensor | None = None
+    ) -> tuple[State, Mapping[str, Tensor]]:
         """In a share of the examples, w_n of all modalities but that of z's expert is a draw of its prior.
 
         z then has to explain x_n by itself, in the chain and in the generator's loss, as in cross generation
         (and in the warm start); otherwise w_n takes over what modalities share (METHODS 2.15).
         """
         if not self.private_from_prior:
-            return super().training_start(experts)
+            return super().training_start(experts, chosen)
         rows = len(next(iter(experts.values())).z.location)
-        chosen = torch.randint(len(experts), (rows,), device=self.device)
+        if chosen is None:
+            chosen = torch.randint(len(experts), (rows,), device=self.device)
         start = self.first_latents(experts, chosen)
         crossed = torch.rand(rows, device=self.device) < self.private_from_prior
         prior, unobserved = self.prior_draw(rows), {}

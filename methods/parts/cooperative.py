@@ -20,7 +20,7 @@ from datasets.spec import Batch, DataSpec
 from methods.base import Loss, Method, ParamGroup, Progress, Stage
 from methods.parts.chain_health import CHECK_EVERY
 from methods.parts.cooperative_chains import CooperativeChains
-from methods.parts.cooperative_losses import elbo, log_mixture, revision_loss
+from methods.parts.cooperative_losses import elbo, log_mixture, log_own, revision_loss
 from methods.parts.cooperative_sampling import CooperativeSampling
 from methods.parts.cooperative_settings import check_settings, repeats_of
 from methods.parts.energy_learning import contrast, to_data, to_model
@@ -52,7 +52,8 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
     b_e of the ELBO of the warm start, which teaches inference alone while chains revise; learning rates,
     `beta1`, `beta2`, `weight_decay` (generator, inference), `decay` per epoch, `clip` norm for energy and
     generator; `posterior`, `prior` families; `log_variance_low`, `log_variance_high`; `output`
-    of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp;
+    of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp; `own_ends` lets
+    each expert learn the ends of the chains that its own draws started;
     `updates` how often energy, generator and inference step per iteration, in this order (chains run once);
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
@@ -79,7 +80,7 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         "text_state": OPTIONS,
         "energy_head": HEADS,
     }
-    added: ClassVar[dict[str, object]] = {"updates": "1:1:1", "inference_on_bound": 0.0}
+    added: ClassVar[dict[str, object]] = {"updates": "1:1:1", "inference_on_bound": 0.0, "own_ends": False}
     private: int = 0
     apart: ClassVar[bool] = False
     """Whether the latent chain runs block by block, each with its own bound on the drift."""
@@ -137,6 +138,7 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         prior_components: int = 1,
         updates: str = "1:1:1",
         inference_on_bound: float = 0.0,
+        own_ends: bool = False,
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -272,8 +274,11 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         experts: Mapping[str, Expert],
         latent: Mapping[str, Tensor],
         unobserved: Mapping[str, Tensor] | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
-        """log q_f(z, W | X) of a draw `[B]`, P1 Eqn 12; see `log_mixture`."""
+        """log q_f(z, W | X) of a draw `[B]`, P1 Eqn 12; see `log_mixture`, with `own_ends` `log_own`."""
+        if self.own_ends:
+            return log_own(experts, latent, chosen, unobserved)
         return log_mixture(experts, latent, self.expert_mean, unobserved)
 
     # Training ----------------------------------------------------------------------------------

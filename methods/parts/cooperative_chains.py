@@ -33,9 +33,11 @@ class CooperativeChains:
             return {name: self.prior_sample(name, *block.shape) for name, block in drawn.items()}
         return drawn
 
-    def training_start(self, experts: Mapping[str, Expert]) -> tuple[State, Mapping[str, Tensor]]:
+    def training_start(
+        self, experts: Mapping[str, Expert], chosen: Tensor | None = None
+    ) -> tuple[State, Mapping[str, Tensor]]:
         """Start of the latent chain in training, and which private latents `[B]` are unobserved (none)."""
-        return self.first_latents(experts), {}
+        return self.first_latents(experts, chosen), {}
 
     def revise_latent(
         self,

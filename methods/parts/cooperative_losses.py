@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 class Ends:
     """Where the chains of an iteration end, constants for every loss: x-, with the z it came from, and z+.
 
-    `unobserved` as in `Cooperative.training_start`.
+    `unobserved` as in `Cooperative.training_start`; `chosen` `[B]`, the experts whose draws became z+, with
+    `own_ends`.
     """
 
     latent: State
     negatives: State
     revised: State
     unobserved: Mapping[str, Tensor]
+    chosen: Tensor | None = None
 
 
 def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[Loss]:
@@ -46,10 +48,11 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     start = {name: state.detach() for name, state in first.items()}
     negatives, energies = model.revise_data(start)
     experts = model.experts(x)
-    first_latents, unobserved = model.training_start(experts)
+    chosen = one_expert_each(len(experts), latent) if model.own_ends else None
+    first_latents, unobserved = model.training_start(experts, chosen)
     revised, latent_energies = model.revise_latent(first_latents, x, unobserved=unobserved)
     model.priors.track(revised)
-    ends = Ends(latent, negatives, revised, unobserved)
+    ends = Ends(latent, negatives, revised, unobserved, chosen)
 
     generator, terms = generator_loss(model, x, ends, first)
     inference, infer_terms = inference_loss(model, x, experts, ends)
@@ -92,9 +95,11 @@ def inference_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """-b_d log q_f(z+ | x) - b_s log q_f(z | x-) (P1 Eqn 12), and both terms; `experts` are those of x.
 
-    With `inference_on_bound` b_e > 0 also -b_e ELBO(x), in which the generators are constants: not in P1.
+    Not in P1: with `own_ends` log q_m of the expert m whose draw became z+ stands for the first logarithm,
+    the mean of log q_m for the second; with `inference_on_bound` b_e > 0 there is also -b_e ELBO(x), in which
+    the generators are constants.
     """
-    on_data = -model.log_joint_posterior(experts, ends.revised, ends.unobserved).mean()
+    on_data = -model.log_joint_posterior(experts, ends.revised, ends.unobserved, ends.chosen).mean()
     loss, terms = model.inference_on_data * on_data, {"infer_data": on_data}
     if model.data_start == "generator":
         seen = model.experts(model.texts.read(ends.negatives))
@@ -173,6 +178,29 @@ def log_mixture(
         mean = torch.stack([q.log_prob(latent["z"]) for q in shared]).mean(0)
         log_q = (1 - mean_share) * log_q + mean_share * mean
     return log_q + log_private(experts, latent, unobserved)
+
+
+def log_own(
+    experts: Mapping[str, Expert],
+    latent: Mapping[str, Tensor],
+    chosen: Tensor | None = None,
+    unobserved: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """log q_m(z|x_m), m = `chosen` `[B]`, or its mean over m, plus log q_m(w_m|x_m) `[B]`.
+
+    The first is log q_f(m, z | X) + log M of P1 Eqn 5, its mixture completed by the expert that was drawn, so
+    that it bounds the logarithm of Eqn 12 from below, up to log M, and every expert learns.
+    """
+    logs = torch.stack([e.z.log_prob(latent["z"]) for e in experts.values()])
+    log_q = logs.mean(0) if chosen is None else logs.gather(0, chosen.unsqueeze(0)).squeeze(0)
+    return log_q + log_private(experts, latent, unobserved)
+
+
+def one_expert_each(experts: int, like: Mapping[str, Tensor]) -> Tensor:
+    """Which expert draws for every example `[B]`: all equally often, in an order that starts anywhere."""
+    block = next(iter(like.values()))
+    rows = torch.arange(len(block), device=block.device)
+    return (rows + torch.randint(experts, (1,), device=block.device)) % experts
 
 
 def expert_shares(experts: Mapping[str, Expert], z: Tensor) -> dict[str, Tensor]:

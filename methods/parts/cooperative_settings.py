@@ -32,6 +32,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("log_variance_low must lie below log_variance_high")
     if settings["fit_prior"] and settings["prior"] != "gaussian":
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
+    if settings["own_ends"] and settings["latent_start"] != "inference":
+        raise ValueError(
+            "own_ends needs chains that experts start; give latent_start=inference, or own_ends=false"
+        )
+    if settings["own_ends"] and settings["expert_mean"]:
+        raise ValueError("expert_mean weighs a mixture that own_ends does not use; leave one of them")
     if settings["temper_energy_loss"] and not settings["data_noise"]:
         raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")
 

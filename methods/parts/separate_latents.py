@@ -26,6 +26,7 @@ class SeparateLatents:
         "every_parameter_is_trained[energy.head.bias]": "cancels in U(x) - U(x-); `energy_penalty` trains it",
         "hyper_parameters_act[updates]": "any ratio, not one of a list; see tests/test_ours.py",
         "hyper_parameters_act[expert_mean]": "there is no mixture of experts whose mean it could weigh",
+        "hyper_parameters_act[own_ends]": "every expert has a chain of its own anyway",
     }
 
     def code(self, latent: Mapping[str, Tensor], name: str) -> Tensor:
@@ -41,8 +42,9 @@ class SeparateLatents:
         experts: Mapping[str, Expert],
         latent: Mapping[str, Tensor],
         unobserved: Mapping[str, Tensor] | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
-        """sum_m log q_m(z_m | x_m) `[B]`; every z_m is observed."""
+        """sum_m log q_m(z_m | x_m) `[B]`; every z_m is observed, none is chosen."""
         return torch.stack([e.z.log_prob(self.code(latent, name)) for name, e in experts.items()]).sum(0)
 
     def elbo(self, x: Batch, experts: Mapping[str, Expert]) -> tuple[Tensor, list[State]]:

@@ -5,7 +5,7 @@
 
 The cases of `peers_speed.py`: the same networks, batch, likelihood and estimator on both sides, fp32. A peak
 is that of resident memory while two steps are made, everything the process holds included; `before` is what
-it held when both libraries, the model and the batch were there.
+it held when both libraries, the model and the batch were there, `share_beyond` the ratio of what came on top.
 """
 
 from __future__ import annotations
@@ -79,11 +79,13 @@ def compare(case: str, batch_size: int) -> dict[str, Memory]:
 @click.option("--batch-size", default=128, show_default=True)
 def main(chosen: tuple[str, ...], batch_size: int) -> None:
     """Peak memory of training steps of the suite and of MultiVae."""
-    rows = [["case", "ours_before_mb", "ours_peak_mb", "multivae_before_mb", "multivae_peak_mb", "share"]]
+    sides = [f"{side}_{what}_mb" for side in SIDES for what in ("before", "peak")]
+    rows = [["case", *sides, "share", "share_beyond"]]
     for case in chosen:
         ours, theirs = compare(case, batch_size).values()
         numbers = [ours.before, ours.peak, theirs.before, theirs.peak]
-        rows.append([case, *(f"{number:.0f}" for number in numbers), f"{ours.peak / theirs.peak:.2f}"])
+        shares = (ours.peak / theirs.peak, (ours.peak - ours.before) / (theirs.peak - theirs.before))
+        rows.append([case, *(f"{n:.0f}" for n in numbers), *(f"{share:.2f}" for share in shares)])
     click.echo(columns(rows))
 
 

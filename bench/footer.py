@@ -122,10 +122,14 @@ def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[
 
 def health_notes(runs: Iterable[Run]) -> list[str]:
     """One sentence per run whose log ends with signs that training went wrong (`bench.health`)."""
-    told = ((run, list(Health(read_log(run.folder)).lasting().values())) for run in runs)
-    return [
-        f"Training of {run_name(run)} ended with signs: {'; '.join(texts)}." for run, texts in told if texts
-    ]
+    notes = []
+    for run in runs:
+        found = Health(read_log(run.folder)).lasting()
+        if run.record.get("config", {}).get("hyper", {}).get("own_ends"):
+            found.pop("share", None)  # its experts do not share what they learn; one record logged it still
+        if found:
+            notes.append(f"Training of {run_name(run)} ended with signs: {'; '.join(found.values())}.")
+    return notes
 
 
 def one_seed_notes(seeds: Iterable[Sequence[int]]) -> list[str]:

@@ -19,6 +19,10 @@ normal distribution (`FittedNormal`) is for X the same model as N(0, I) with an 
 generator. A mixture of `prior_components` (`FittedMixture`) is more than that: it follows the clusters of the
 posterior, between which draws of a single normal fall. In short training gradients hardly move z+ from where
 the warm start left it, and draws of N(0, I) fall beside it (docs/ablations.md, prior N(0, I)).
+
+Off by default and not in P1 either (docs/tuning.md): `own_ends`, by which expert m learns the ends of the
+chains that its draws started, the index of the mixture observed, and all experts learn z of x-; and
+`inference_on_bound`, the ELBO of the warm start for q_f alone while chains revise.
 """
 
 from __future__ import annotations

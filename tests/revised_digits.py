@@ -4,8 +4,8 @@
 
 RUN is the folder of a run of `ours` with its weights. For every tuple of `val` and every expert there are the
 mean of q_m(z | x_m), a draw of it, and this draw revised given all modalities, as in training. A z is right
-where most of its decoded pictures, judged by the data set's classifiers, show the digit of the tuple. `scale`
-is the mean standard deviation of q_m.
+where the digit most often seen in its decoded pictures, by the data set's classifiers, is that of the tuple.
+`scale` is the mean standard deviation of q_m.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from bench.run import load_run
 from methods.parts.cooperative import Cooperative
 from methods.parts.energy_learning import to_model
 from methods.parts.langevin import State
+from methods.parts.separate_latents import SeparateLatents
 
 BATCH = 128
 
 
 def digits(method: Cooperative, judges, latent: State) -> Tensor:
-    """The digit `[B]` that most pictures decoded from a latent show."""
+    """The digit `[B]` most often seen in the pictures decoded from a latent (the least of several)."""
     with torch.no_grad():
         pictures = method.decode(latent, method.spec.names)
     return torch.stack([judges.classify(name, picture) for name, picture in pictures.items()]).mode(0).values
@@ -45,8 +46,8 @@ def main(run: Path, steps: int | None, data: Path | None, cache: Path) -> None:
     keep_freed_memory()
     method, dataset, config = load_run(run, Options(results=run.parent, data=data, cache=cache))
     judges, reason = find_judges(dataset, cache)
-    if judges is None or not isinstance(method, Cooperative):
-        raise click.ClickException(reason or f"{config.method} has no latent chain of `ours`")
+    if judges is None or not isinstance(method, Cooperative) or isinstance(method, SeparateLatents):
+        raise click.ClickException(reason or f"{config.method} has no experts of one latent to compare")
     method.eval()
     torch.manual_seed(0)
     val = dataset.split("val")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import ours_scores, write_run
 
+from bench.footer import health_notes
 from bench.health import Health, signs
 from bench.paper_tables import paper_table
 from bench.store import find_runs, read_log
@@ -84,6 +85,22 @@ def test_tables_say_which_training_ended_badly(tmp_path: Path) -> None:
     ablations = paper_table("ablations", find_runs(tmp_path))
     said = [note for note in ablations.notes if note.startswith("Training of")]
     assert len(said) == 2 and sum("[updates=1:2:1]" in note for note in said) == 1
+
+
+def test_experts_with_their_own_chains_share_nothing(tmp_path: Path) -> None:
+    """With `own_ends` a small share of the mixture is no sign; a prior that loses its clusters still is."""
+    log = [entry(10), *(entry(step, **{"share.m0": 0.01}) for step in (20, 30, 40))]
+    for changed in ({}, {"own_ends": True}):
+        write_run(tmp_path, "ours", ours_scores(), overrides=changed, log=log)
+    (said,) = health_notes(find_runs(tmp_path))
+    assert "own_ends" not in said and "m0 1.0%" in said
+    log = [
+        entry(10),
+        *(entry(step, **{"prior_components.z": 2.0, "share.m0": 0.01}) for step in (20, 30, 40)),
+    ]
+    write_run(tmp_path / "prior", "ours", ours_scores(), overrides={"own_ends": True}, log=log)
+    (said,) = health_notes(find_runs(tmp_path / "prior"))
+    assert "effective components" in said and "m0" not in said
 
 
 def test_a_log_without_such_terms_is_fine(tmp_path: Path) -> None:

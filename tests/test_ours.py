@@ -361,6 +361,17 @@ def test_own_ends_start_where_the_chosen_experts_are(cls, settings):
     assert torch.allclose(latent["z"], places[chosen, torch.arange(6)], atol=1e-2)
 
 
+def test_own_ends_log_no_shares_of_a_mixture_that_they_do_not_use():
+    assert any(name.startswith("share.") for name in make()(batch(), REVISION).terms)
+    assert not any(name.startswith("share.") for name in make(own_ends=True)(batch(), REVISION).terms)
+
+
+@pytest.mark.parametrize("name", ["own_ends", "inference_on_bound"])
+def test_what_acts_in_revision_alone_is_refused_without_it(name):
+    with pytest.raises(ValueError, match=f"{name}.*warm_start"):
+        make(warm_start=1.0, **{name: True})
+
+
 @pytest.mark.parametrize("other", [{"latent_start": "prior"}, {"expert_mean": 0.1}], ids=str)
 def test_own_ends_refuse_what_contradicts_them(other):
     with pytest.raises(ValueError, match="own_ends"):

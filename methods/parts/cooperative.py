@@ -53,7 +53,8 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
     `beta1`, `beta2`, `weight_decay` (generator, inference), `decay` per epoch, `clip` norm for energy and
     generator; `posterior`, `prior` families; `log_variance_low`, `log_variance_high`; `output`
     of the generator; `expert_mean` share of the mean of log q_m mixed into the log-sum-exp; `own_ends` lets
-    each expert learn the ends of the chains that its own draws started;
+    each expert learn the ends of the chains that its own draws started, and all of them, by the mean of log
+    q_m, the z of revised samples;
     `updates` how often energy, generator and inference step per iteration, in this order (chains run once);
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,

@@ -48,7 +48,8 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
     start = {name: state.detach() for name, state in first.items()}
     negatives, energies = model.revise_data(start)
     experts = model.experts(x)
-    chosen = one_expert_each(len(experts), latent) if model.own_ends else None
+    completed = model.own_ends and not model.apart
+    chosen = one_expert_each(len(experts), latent) if completed else None
     first_latents, unobserved = model.training_start(experts, chosen)
     revised, latent_energies = model.revise_latent(first_latents, x, unobserved=unobserved)
     model.priors.track(revised)
@@ -62,7 +63,7 @@ def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[
         "log_posterior_start": -latent_energies[0].mean() if len(latent_energies) else log_posterior,
         "log_posterior_end": log_posterior,
         "energy_start": energies[0].mean() if len(energies) else torch.zeros(()),
-        **(expert_shares(experts, revised["z"]) if "z" in revised else {}),
+        **(expert_shares(experts, revised["z"]) if "z" in revised and not completed else {}),
         **model.priors.terms(),
     }
     parts = {"generator": generator, "inference": inference}
@@ -188,8 +189,9 @@ def log_own(
 ) -> Tensor:
     """log q_m(z|x_m), m = `chosen` `[B]`, or its mean over m, plus log q_m(w_m|x_m) `[B]`.
 
-    The first is log q_f(m, z | X) + log M of P1 Eqn 5, its mixture completed by the expert that was drawn, so
-    that it bounds the logarithm of Eqn 12 from below, up to log M, and every expert learns.
+    With m given, log q_m = log q_f(m, z | X) + log M, the mixture of P1 Eqn 5 with its component observed, so
+    that log q_m - log M <= log q_f (Eqn 12). The mean over m lies below log q_f as it is (Jensen). Unlike the
+    log-sum-exp both teach every expert.
     """
     logs = torch.stack([e.z.log_prob(latent["z"]) for e in experts.values()])
     log_q = logs.mean(0) if chosen is None else logs.gather(0, chosen.unsqueeze(0)).squeeze(0)
@@ -206,7 +208,8 @@ def one_expert_each(experts: int, like: Mapping[str, Tensor]) -> Tensor:
 def expert_shares(experts: Mapping[str, Expert], z: Tensor) -> dict[str, Tensor]:
     """Mean share `share.<modality>` of each expert in the mixture at z, q_m(z|x_m) / sum_n q_n(z|x_n).
 
-    The log-sum-exp trains the nearest expert most (METHODS 2.14.7): a share near 0 is one that starves.
+    The log-sum-exp trains the nearest expert most (METHODS 2.14.7): a share near 0 is one that starves. With
+    `own_ends` it would say nothing of what an expert learns, and is not logged.
     """
     with torch.no_grad():
         share = torch.stack([e.z.log_prob(z) for e in experts.values()]).softmax(0).mean(1)

@@ -32,6 +32,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("log_variance_low must lie below log_variance_high")
     if settings["fit_prior"] and settings["prior"] != "gaussian":
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
+    if settings["warm_start"] == 1 and (settings["own_ends"] or settings["inference_on_bound"]):
+        raise ValueError("own_ends and inference_on_bound act while chains revise; give warm_start < 1")
     if settings["own_ends"] and settings["latent_start"] != "inference":
         raise ValueError(
             "own_ends needs chains that experts start; give latent_start=inference, or own_ends=false"

@@ -11,9 +11,9 @@ it held when both libraries, the model and the batch were there, `share_beyond` 
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 from peers_speed import CASES, our_side, their_side
@@ -47,21 +47,16 @@ def measure(case: str, side: str, batch_size: int) -> Memory:
     return _memory(their_side(CASES[case], ours))
 
 
-def _memory(step) -> Memory:
+def _memory(step: Callable[[], None]) -> Memory:
     def several() -> None:
         for _ in range(STEPS):
             step()
 
-    before = _resident()
+    before = peak_of(lambda: None, CPU)  # a peak counted anew starts at what is resident
     peak = peak_of(several, CPU)
     if peak.of != "process":
         raise UsageError("this system does not count the peak of a process anew; run it on Linux")
-    return Memory(before, peak.mb)
-
-
-def _resident() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    return Memory(before.mb, peak.mb)
 
 
 def compare(case: str, batch_size: int) -> dict[str, Memory]:

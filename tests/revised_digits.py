@@ -25,11 +25,12 @@ from methods.parts.cooperative import Cooperative
 from methods.parts.energy_learning import to_model
 from methods.parts.langevin import State
 from methods.parts.separate_latents import SeparateLatents
+from metrics.coherence import Classifiers
 
 BATCH = 128
 
 
-def digits(method: Cooperative, judges, latent: State) -> Tensor:
+def digits(method: Cooperative, judges: Classifiers, latent: State) -> Tensor:
     """The digit `[B]` most often seen in the pictures decoded from a latent (the least of several)."""
     with torch.no_grad():
         pictures = method.decode(latent, method.spec.names)

@@ -12,7 +12,7 @@ from bench.config import resolve
 from bench.errors import UsageError
 from bench.reference import reference
 from bench.store import find_runs
-from bench.summary import COLLAPSED, groups, t_quantile
+from bench.summary import groups, t_quantile
 from bench.table import comparison_tables
 from metrics.protocol import Score
 
@@ -213,41 +213,6 @@ def test_the_most_that_was_given_has_a_column_and_its_subset_is_named(tmp_path):
 def test_a_single_row_has_no_best(tmp_path):
     write_run(tmp_path, "mmvae")
     assert not any(cell.best for cell in only(tmp_path).rows[0].cells.values())
-
-
-@pytest.mark.parametrize("share", [COLLAPSED + 0.01, 0.99])
-def test_collapsed_prints_its_name_and_is_never_best(tmp_path, share):
-    write_run(tmp_path, "mmvae", coherence_scores(joint=0.2, cross=0.2))
-    write_run(tmp_path, "mopoe", coherence_scores(joint=0.99, cross=0.9, share=share))
-    write_run(tmp_path, "ours", coherence_scores(joint=0.3, cross=0.3))
-    table = only(tmp_path)
-    row = table.row("mopoe")
-    assert row.cells["coherence_joint"].text(table.column("coherence_joint")) == "collapsed"
-    assert row.cells["coherence_joint"].value == pytest.approx(0.99), "the number stays in the data"
-    assert not any(row.cells[key].best for key in ("coherence_joint", "fd_clf_uncond"))
-    assert table.row("ours").cells["coherence_joint"].best and row.cells["coherence_cross"].best
-    note, rule = [note for note in table.notes if "collapsed" in note]
-    assert rule == "Joint columns of a collapsed sampler are never marked."
-    assert f"{share:.0%}" in note and "mopoe (0.990)" in note
-
-
-def test_one_collapsed_seed_is_enough(tmp_path):
-    write_run(tmp_path, "mopoe", coherence_scores(share=0.12))
-    write_run(tmp_path, "mopoe", coherence_scores(share=0.5), seed=1)
-    assert only(tmp_path).row("mopoe").cells["coherence_joint"].state == "collapsed"
-
-
-def test_just_at_the_limit_is_no_collapse(tmp_path):
-    write_run(tmp_path, "mopoe", coherence_scores(share=COLLAPSED))
-    assert only(tmp_path).row("mopoe").cells["coherence_joint"].state == "value"
-
-
-def test_only_the_sampler_that_collapsed_is_named(tmp_path):
-    scores = coherence_scores(0.9, 0.8, "ebm", share=0.8) + coherence_scores(0.4, 0.7, "gen")
-    write_run(tmp_path, "ours", scores)
-    table = only(tmp_path)
-    assert table.row("ours (ebm)").cells["coherence_joint"].state == "collapsed"
-    assert table.row("ours (gen)").cells["coherence_joint"].state == "value"
 
 
 def test_values_of_two_judges_never_share_a_column(tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from datasets.spec import to_uint8
+from metrics.intervals import jackknife_half
 from metrics.protocol import Event, Score
 
 BETTER = {"precision": "higher", "recall": "higher"}
@@ -18,6 +21,41 @@ BETTER = {"precision": "higher", "recall": "higher"}
 
 Values = dict[str, float]
 """Family of scores (`fid`, `kid`, ...) -> value."""
+
+
+PARTS = 20
+"""Parts of a draw; each is left out once, to see how far a distance would move with other examples."""
+
+_PART = torch.randint(PARTS, (1 << 17,), generator=torch.Generator().manual_seed(20_261_127))  # any seed
+
+
+def parts_of(identity: Tensor) -> Tensor:
+    """Part `[B]` in [0, PARTS) of examples with this `identity` `[B]` >= 0, the same in every call.
+
+    At random: in a data set neighbours may be of one class, or classes may take turns.
+    """
+    return _PART[identity.cpu().long() % len(_PART)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Distances of the `n` images of one cell, and the same without each of its `PARTS` (none: not known)."""
+
+    values: Values
+    n: int
+    without: Sequence[Values] = field(default_factory=list)
+
+    @classmethod
+    def mean(cls, cells: Sequence[Found]) -> Found:
+        """Of the families that all cells have, a part being left out of all of them at once."""
+        families = [f for f in cells[0].values if all(f in cell.values for cell in cells)]
+
+        def averaged(each: Sequence[Values]) -> Values:
+            return {family: float(np.mean([values[family] for values in each])) for family in families}
+
+        known = all(cell.without for cell in cells)
+        without = [averaged([cell.without[part] for cell in cells]) for part in range(PARTS)] if known else []
+        return cls(averaged([cell.values for cell in cells]), min(cell.n for cell in cells), without)
 
 
 class ImageSample(Protocol):
@@ -28,12 +66,16 @@ class ImageSample(Protocol):
         """Images seen so far."""
         ...
 
-    def update(self, images: Tensor) -> None:
-        """Add uint8 images `[B, C, H, W]`."""
+    def update(self, images: Tensor, parts: Tensor) -> None:
+        """Add uint8 images `[B, C, H, W]` and the part `[B]` in [0, PARTS) to which each belongs."""
         ...
 
     def values(self) -> Values:
         """Their distances to the real images, of two images at least."""
+        ...
+
+    def without(self) -> Sequence[Values]:
+        """The same without part 0, 1, ..., PARTS - 1; empty where that would cost too much."""
         ...
 
 
@@ -45,6 +87,10 @@ class DistanceMetric:
     `<prefix>_cond_cross`: mean of the pairs without reconstructions. `<prefix>_t2i`: mean of those given one
     of `captions`. Draws given several modalities are not part of these. Inputs pass through `to_uint8`, the
     first `limit` examples of a draw unless `rows` says otherwise.
+    Where the sample can do without parts of itself, scores have the 95 % interval of a jackknife over them.
+    A part of joint samples is a twentieth of the tuples; of samples given a modality it is the tuples of a
+    twentieth of the given pictures, since tuples of one picture are not independent. Real images stay as they
+    are, and so does the model.
     `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
     higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
 
@@ -69,8 +115,8 @@ class DistanceMetric:
         self._draw: tuple[str, tuple[str, ...], str, int | None] | None = None
         self._open: dict[str, ImageSample] = {}
         self._seen = 0
-        # (task, given, sampler, steps) -> target -> (values, n)
-        self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, tuple[Values, int]]] = {}
+        # (task, given, sampler, steps) -> target -> what was found
+        self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, Found]] = {}
 
     def sample(self, modality: str) -> ImageSample:
         """An empty sample of `modality`."""
@@ -91,6 +137,8 @@ class DistanceMetric:
             return
         rows = self.rows(event.task, self._seen, len(event.index))
         self._seen += len(event.index)
+        given = event.given[0] if event.given else ""
+        parts = parts_of(event.groups.get(given, event.index))[rows]
         for target in event.targets:
             if target not in self.real_images:
                 continue
@@ -98,34 +146,36 @@ class DistanceMetric:
                 self._open[target] = self.sample(target)
             images = event.generated[target][rows]
             if len(images):
-                self._open[target].update(to_uint8(images))
+                self._open[target].update(to_uint8(images), parts)
 
     def _close(self) -> None:
         if self._draw is not None and self._open:
             self._cells[self._draw] = {
-                target: (sample.values(), sample.n) for target, sample in self._open.items() if sample.n > 1
+                target: Found(sample.values(), sample.n, sample.without() if sample.n >= 2 * PARTS else [])
+                for target, sample in self._open.items()
+                if sample.n > 1
             }
         self._draw, self._open, self._seen = None, {}, 0
 
     def compute(self) -> list[Score]:
         self._close()
         scores = self._references()
-        crossed: dict[tuple[str, int | None], list[tuple[str, str, Values, int]]] = defaultdict(list)
+        crossed: dict[tuple[str, int | None], list[tuple[str, str, Found]]] = defaultdict(list)
         for (task, given, sampler, steps), cells in self._cells.items():
             if task == "cross":
-                crossed[sampler, steps] += [(given[0], t, values, n) for t, (values, n) in cells.items()]
+                crossed[sampler, steps] += [(given[0], target, found) for target, found in cells.items()]
                 continue
             key = {"task": "joint", "sampler": sampler, "steps": steps}
-            for target, (values, n) in cells.items():
-                scores += self._scores("uncond", values, n, target=target, **key)
+            for target, found in cells.items():
+                scores += self._scores("uncond", found, target=target, **key)
             scores += self._mean("uncond", list(cells.values()), **key)
         for (sampler, steps), pairs in crossed.items():
             key = {"task": "cross", "sampler": sampler, "steps": steps}
-            for given, target, values, n in pairs:
-                scores += self._scores("cond", values, n, given=given, target=target, **key)
-            scores += self._mean("cond", [(v, n) for _, _, v, n in pairs], **key)
-            scores += self._mean("cond_cross", [(v, n) for s, t, v, n in pairs if s != t], **key)
-            scores += self._mean("t2i", [(v, n) for s, _, v, n in pairs if s in self.captions], **key)
+            for given, target, found in pairs:
+                scores += self._scores("cond", found, given=given, target=target, **key)
+            scores += self._mean("cond", [found for _, _, found in pairs], **key)
+            scores += self._mean("cond_cross", [found for s, t, found in pairs if s != t], **key)
+            scores += self._mean("t2i", [found for s, _, found in pairs if s in self.captions], **key)
         n = min(self.real_images.values(), default=0)
         return [*scores, Score(f"{self.name}_real_images", float(n), n, "", judge=self.judge)]
 
@@ -134,24 +184,24 @@ class DistanceMetric:
 
     def _references(self) -> list[Score]:
         """What real training images reach, per modality and on average."""
-        scores = []
-        for target, values in self.floor.items():
-            scores += self._scores("", values, self.floor_n, target=target)
-        return scores + self._mean("", [(values, self.floor_n) for values in self.floor.values()])
+        floors = {target: Found(values, self.floor_n) for target, values in self.floor.items()}
+        scores = [s for target, found in floors.items() for s in self._scores("", found, target=target)]
+        return scores + self._mean("", list(floors.values()))
 
-    def _scores(self, kind: str, values: Values, n: int, **key: object) -> list[Score]:
+    def _scores(self, kind: str, found: Found, **key: object) -> list[Score]:
         """One score per family; without a `kind` the bound of real images."""
         out = []
-        for family, value in values.items():
+        for family, value in found.values.items():
             better = BETTER.get(family, "lower")
             what = kind or {"lower": "floor", "higher": "ceiling"}[better]
-            out.append(Score(f"{family}_{what}", value, n, better, judge=self.judge, **key))  # type: ignore[arg-type]
+            interval: dict[str, float] = {}
+            if found.without:
+                half = jackknife_half([values[family] for values in found.without])
+                interval = {"low": max(0.0, value - half), "high": value + half}
+            key |= {"judge": self.judge, **interval}
+            out.append(Score(f"{family}_{what}", value, found.n, better, **key))  # type: ignore[arg-type]
         return out
 
-    def _mean(self, kind: str, cells: list[tuple[Values, int]], **key: object) -> list[Score]:
+    def _mean(self, kind: str, cells: list[Found], **key: object) -> list[Score]:
         """The same of the mean over cells; nothing of none."""
-        if not cells:
-            return []
-        families = [f for f in cells[0][0] if all(f in values for values, _ in cells)]
-        means = {family: float(np.mean([values[family] for values, _ in cells])) for family in families}
-        return self._scores(kind, means, min(n for _, n in cells), **key)
+        return self._scores(kind, Found.mean(cells), **key) if cells else []

@@ -118,4 +118,4 @@ def fd_clf(
         device=device,
         drawn=drawn,
     )
-    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor, floor_n=beside)
+    return FrechetMetric("fd_clf", judges.features, real, judges.hash, floor, floor_n=beside, intervals=True)

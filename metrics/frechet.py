@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datasets.spec import Split
 from metrics.cache import Arrays, cached_arrays
-from metrics.distances import DistanceMetric, Values
+from metrics.distances import PARTS, DistanceMetric, Values
 
 Features = Callable[[str, Tensor], Tensor]
 """(modality name, uint8 images `[B, C, H, W]`) -> features `[B, D]`."""
@@ -28,15 +28,21 @@ Features = Callable[[str, Tensor], Tensor]
 class Moments:
     """Mean and covariance of features seen so far, in float64; memory is D^2 whatever the number seen.
 
-    A fixed shift (the first feature vector) is subtracted from everything, so that a large common offset
-    does not cost digits of the covariance.
+    A fixed shift (the first feature vector, or `shift` `[D]`) is subtracted from everything, so that a large
+    common offset does not cost digits of the covariance.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shift: NDArray[np.float64] | None = None) -> None:
         self.n = 0
-        self._shift: NDArray[np.float64] | None = None
+        self.shift: NDArray[np.float64] | None = None
         self._sum: NDArray[np.float64]
         self._outer: NDArray[np.float64]
+        if shift is not None:
+            self._begin(shift)
+
+    def _begin(self, shift: NDArray[np.float64]) -> None:
+        self.shift = shift
+        self._sum, self._outer = np.zeros_like(shift), np.zeros((len(shift), len(shift)))
 
     def update(self, features: Tensor) -> None:
         """Add features `[B, D]`. Raises ValueError for values that are not finite or another D."""
@@ -45,21 +51,27 @@ class Moments:
             raise ValueError(f"features must be finite and of shape [B, D], got shape {x.shape}")
         if len(x) == 0:
             return
-        if self._shift is None:
-            self._shift = x[0].copy()
-            self._sum, self._outer = np.zeros_like(self._shift), np.zeros((x.shape[1], x.shape[1]))
-        x = x - self._shift
+        if self.shift is None:
+            self._begin(x[0].copy())
+        x = x - self.shift
         self.n += len(x)
         self._sum += x.sum(0)
         self._outer += x.T @ x
 
     def statistics(self) -> Statistics:
         """Mean and unbiased covariance of what was seen. Raises ValueError for fewer than two examples."""
-        if self._shift is None or self.n < 2:
+        if self.shift is None or self.n < 2:
             raise ValueError(f"a covariance needs at least two examples, got {self.n}")
         centred = self._sum / self.n
         covariance = (self._outer - self.n * np.outer(centred, centred)) / (self.n - 1)
-        return Statistics(centred + self._shift, (covariance + covariance.T) / 2, self.n)
+        return Statistics(centred + self.shift, (covariance + covariance.T) / 2, self.n)
+
+    def without(self, part: Moments) -> Moments:
+        """Moments of what was seen here but not in `part`, whose examples are among these; with one shift."""
+        assert self.shift is not None and part.shift is self.shift
+        left = Moments(self.shift)
+        left.n, left._sum, left._outer = self.n - part.n, self._sum - part._sum, self._outer - part._outer
+        return left
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,8 @@ class FrechetMetric(DistanceMetric):
 
     beside: further scores of the features of one cell, (modality, features `[N, D]`) -> values by family,
     which are averaged and named in the same way (`kid_uncond`); the features are kept only where it is given.
+    intervals: whether scores have one. It takes `PARTS` distances per cell, of little cost for features of a
+    hundred dimensions, but not for thousands; and there is none of `beside`.
     """
 
     def __init__(
@@ -146,36 +160,51 @@ class FrechetMetric(DistanceMetric):
         floor_n: int = 0,
         beside: Callable[[str, Tensor], Values] | None = None,
         captions: Sequence[str] = (),
+        intervals: bool = False,
     ) -> None:
+        if intervals and beside is not None:
+            raise ValueError("scores beside the Frechet distance have no intervals")
         counts = {name: found.n for name, found in real.items()}
         super().__init__(prefix, counts, judge, floor, limit, floor_n, captions)
-        self.features, self.real, self.beside = features, real, beside
+        self.features, self.real, self.beside, self.intervals = features, real, beside, intervals
 
     def sample(self, modality: str) -> FeatureSample:
         return FeatureSample(self, modality)
 
 
 class FeatureSample:
-    """Features of the images of one cell: their statistics, and themselves where the metric has `beside`."""
+    """Features of the images of one cell: statistics of all and of parts, and for `beside` themselves."""
 
     def __init__(self, metric: FrechetMetric, modality: str) -> None:
         self._metric, self._modality = metric, modality
         self._moments = Moments()
+        self._parts: list[Moments] = []
         self._kept: list[Tensor] = []
 
     @property
     def n(self) -> int:
         return self._moments.n
 
-    def update(self, images: Tensor) -> None:
-        features = self._metric.features(self._modality, images)
+    def update(self, images: Tensor, parts: Tensor) -> None:
+        features = self._metric.features(self._modality, images).detach().cpu()
         self._moments.update(features)
+        if self._metric.intervals:
+            self._parts = self._parts or [Moments(self._moments.shift) for _ in range(PARTS)]
+            for part in parts.unique().tolist():
+                self._parts[part].update(features[parts == part])
         if self._metric.beside is not None:
-            self._kept.append(features.detach().cpu())
+            self._kept.append(features)
 
     def values(self) -> Values:
-        metric, found = self._metric, self._moments.statistics()
-        values = {metric.name: frechet_distance(metric.real[self._modality], found)}
-        if metric.beside is not None:
-            values |= metric.beside(self._modality, torch.cat(self._kept))
+        values = self._distance(self._moments)
+        if self._metric.beside is not None:
+            values |= self._metric.beside(self._modality, torch.cat(self._kept))
         return values
+
+    def without(self) -> list[Values]:
+        left = [self._moments.without(part) for part in self._parts]
+        return [self._distance(moments) for moments in left] if all(m.n > 1 for m in left) else []
+
+    def _distance(self, moments: Moments) -> Values:
+        real = self._metric.real[self._modality]
+        return {self._metric.name: frechet_distance(real, moments.statistics())}

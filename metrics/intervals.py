@@ -10,6 +10,8 @@ whoever gets one picture wrong gets all its tuples wrong. The intervals therefor
   all combinations of the labels (Cameron, Gelbach and Miller, Robust inference with multiway clustering,
   2011), never taken below the largest of the one-way variances.
 
+What is no mean over tuples, as a distance between two distributions, has the interval of a jackknife.
+
 All intervals are conditional on the trained model; spread over seeds is the table's business.
 """
 
@@ -122,3 +124,18 @@ def interval(values: ArrayLike, clusters: Sequence[ArrayLike] = (), seed: int = 
     fewest = min(_codes(c)[1] for c in clusters)
     effective = mean * (1 - mean) / variance if variance > 0 and 0 < mean < 1 else fewest
     return wilson(mean, max(1.0, effective))
+
+
+def jackknife_half(without: Sequence[float]) -> float:
+    """Half of the 95 % interval of a statistic, given its values `without` each of G equal parts of the data.
+
+    t(0.975, G-1) sqrt((G-1)/G sum_g (v_g - mean)^2). Raises ValueError for fewer than two parts.
+    Source: the delete-a-group jackknife, e.g. Shao and Tu, The Jackknife and Bootstrap, 1995, section 2.3.
+    """
+    from scipy.stats import t  # slow to import
+
+    values = np.asarray(without, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"a jackknife needs at least two parts, got {len(values)}")
+    variance = (len(values) - 1) * float(np.var(values))
+    return float(t.ppf(0.975, len(values) - 1)) * math.sqrt(variance)

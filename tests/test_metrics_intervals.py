@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metrics.intervals import bootstrap, cluster_variance, interval, multiway_variance, wilson
+from metrics.intervals import bootstrap, cluster_variance, interval, jackknife_half, multiway_variance, wilson
 
 
 @settings(max_examples=50, deadline=None)
@@ -103,3 +103,20 @@ def test_an_interval_needs_values_and_labels_of_their_length():
         interval(np.ones(3), [np.arange(4)])
     with pytest.raises(ValueError, match="at least one"):
         interval(np.ones(0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=30))
+def test_the_jackknife_of_a_mean_is_students_interval(values):
+    """Each part one value: half = t s / sqrt(n), an identity."""
+    from scipy.stats import t
+
+    y, n = np.array(values), len(values)
+    without = [float(np.delete(y, i).mean()) for i in range(n)]
+    expected = t.ppf(0.975, n - 1) * y.std(ddof=1) / np.sqrt(n)
+    assert jackknife_half(without) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_a_jackknife_needs_two_parts():
+    with pytest.raises(ValueError, match="two parts"):
+        jackknife_half([1.0])

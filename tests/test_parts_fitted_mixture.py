@@ -218,6 +218,21 @@ def test_going_back_to_a_state_without_components_finds_them_anew() -> None:
     assert torch.cdist(prior.means, prior.means).sum() > 1, "components differ"
 
 
+def test_found_anew_it_leaves_where_em_is_stuck() -> None:
+    """Draws that jump far fall to the component that is nearest, and stay there step by step."""
+    prior, there = fitted(40), CENTRES + 60
+    for _ in range(1200):
+        prior.track(draws(60, shift=60.0))
+        prior.settle()
+    stuck, z = copy.deepcopy(prior), draws(3000, shift=60.0)
+    assert float(stuck.terms()["prior_components"]) < 1.1
+    prior.settle(anew=True)
+    order = [int((prior.means - centre).norm(dim=1).argmin()) for centre in there]
+    assert sorted(order) == [0, 1, 2]
+    assert prior.log_prob(z).mean() > stuck.log_prob(z).mean() + 1
+    assert float(prior.weight.sum()) == pytest.approx(600), "the sums are those of the latest draws"
+
+
 # -- in `ours`
 
 
@@ -255,6 +270,33 @@ def test_the_vae_part_alone_finds_its_components_in_its_last_step() -> None:
         assert not method.priors.of("z").found
         method(batch(), Progress("warm", step, 8)).total.backward()
     assert method.priors.of("z").found
+
+
+@pytest.mark.parametrize(
+    ("renewals", "steps"), [(0, []), (1, [12]), (3, [4, 8, 12]), (50, list(range(1, 13)))]
+)
+def test_components_are_found_anew_so_often(monkeypatch, renewals: int, steps: list[int]) -> None:
+    """In equal parts of the revision, the last time after its last step; once at its start in any case."""
+    torch.manual_seed(0)
+    method = Ours(SPEC, **{**SMALL, "fit_prior": True, "prior_components": 3, "prior_renewals": renewals})
+    prior, found, now = method.priors.of("z"), [], [0]
+    prior.track(torch.randn(600, method.latent))
+    find = prior._find
+    monkeypatch.setattr(prior, "_find", lambda: (found.append(now[0]), find()))
+    for step in range(12):
+        now[0] = step
+        loss = method(batch(), Progress("revision", step, 12))
+        if step == 11 and renewals:
+            assert found.pop() == 11  # in the same step, after the chains
+            found.append(12)
+        assert bool(torch.isfinite(loss.total))
+    assert found == [0, *steps]
+
+
+@pytest.mark.parametrize("settings", [{}, {"fit_prior": True}])
+def test_only_mixtures_are_found_anew(settings: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match="prior_renewals"):
+        Ours(SPEC, **{**SMALL, **settings, "prior_renewals": 2})
 
 
 def test_without_a_fit_the_number_of_components_means_nothing() -> None:

@@ -23,8 +23,8 @@ STARVED = 1e-9
 class FittedMixture(nn.Module):
     """p_0(z) = sum_k pi_k N(mu_k, S_k), N(0, I) until the components have been found.
 
-    Found once, by EM from k-means on the latest `RECENT` draws z+ of the posterior, at the first `settle`
-    that has them. From then on EM goes on step by step (Cappe and Moulines 2009): every batch is shared out
+    Found by EM from k-means on the latest `RECENT` draws z+ of the posterior, at the first `settle` that has
+    them. From then on EM goes on step by step (Cappe and Moulines 2009): every batch is shared out
     among the components by p(k | z+) under the prior at hand, its moments join running sums, and the next
     `settle` makes the prior that of the sums,
 
@@ -32,6 +32,8 @@ class FittedMixture(nn.Module):
 
     C_k the covariance within component k and C its mean over components, weighted by pi. D such draws from
     C keep a component sound that few draws of dimension D belong to.
+    EM step by step leaves a component near where it began; `settle(anew=True)` finds all of them again, in
+    the draws that are the latest by then.
     All of it is float32 or better, also where networks compute in bfloat16.
     """
 
@@ -93,9 +95,9 @@ class FittedMixture(nn.Module):
 
     @torch.no_grad()
     def track(self, z: Tensor) -> None:
-        """Take draws `[B, D]` of the posterior into the sums, or before that among the latest ones."""
+        """Take draws `[B, D]` of the posterior among the latest ones and into the sums of the components."""
+        self.recent.copy_(torch.cat([self.recent, z.float()])[-RECENT:])
         if not self.found:
-            self.recent.copy_(torch.cat([self.recent, z.float()])[-RECENT:])
             self.seen.add_(len(z))
             return
         belongs, z = self.log_joint(z).softmax(-1).double(), z.double()
@@ -104,11 +106,14 @@ class FittedMixture(nn.Module):
         self.products.mul_(DECAY).add_(torch.einsum("bk,bi,bj->kij", belongs, z, z))
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Make the prior that of the sums, once there are components; find them first if there are draws."""
+    def settle(self, anew: bool = False) -> None:
+        """Make the prior that of the sums, once there are components; find them first if there are draws.
+
+        With `anew` they are found also where there are some.
+        """
         if not self.found and int(self.seen) < RECENT:
             return
-        if not self.found:
+        if anew or not self.found:
             self._find()
         share = self.weight / self.weight.sum()
         weight = self.weight.clamp_min(STARVED)

@@ -56,8 +56,11 @@ class FittedNormal(nn.Module):
         self.products.mul_(DECAY).add_(z.T @ z)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Make the prior that of the running moments. It stays where they are no covariance, by rounding."""
+    def settle(self, anew: bool = False) -> None:
+        """Make the prior that of the running moments. It stays where they are no covariance, by rounding.
+
+        `anew` is for mixtures: moments of one normal have no beginning that they could be stuck at.
+        """
         one = torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
         mean = self.sum / self.weight
         covariance = self.products / self.weight - torch.outer(mean, mean) + JITTER * one
@@ -105,11 +108,11 @@ class FittedPriors(nn.Module):
             if own and self.training:
                 normal.track(torch.cat(own))
 
-    def settle(self) -> None:
-        """Make the priors those of the moments; in training only."""
+    def settle(self, anew: bool = False) -> None:
+        """Make the priors those of the moments, mixtures with components found `anew`; in training only."""
         for normal in self.normals:
             if self.training:
-                normal.settle()
+                normal.settle(anew)
 
     @property
     def numbers(self) -> list[tuple[Tensor, int]]:

@@ -18,8 +18,8 @@ from datasets.spec import Batch, DataSpec, Split
 from methods.base import Method, Progress, Stage
 from metrics.cost import peak_memory_mb, reset_peak
 
-STEPS, STEP, EPOCH = 1000, 999, 10
-"""Steps of a stage and the one that is timed: the last, where every warm-up is over."""
+STEPS, STEP, EPOCH = 1000, 998, 10
+"""Steps of a stage and the one that is timed: every warm-up is over, and what ends a stage has not begun."""
 
 
 @dataclass(frozen=True)

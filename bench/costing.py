@@ -39,10 +39,10 @@ class StepCost:
 
 
 def _pass(method: Method, batch: Batch, stage: Stage, precision: str) -> None:
-    """Forward and backward as in training, for the end of `stage`, where every warm-up is over."""
+    """Forward and backward as in training, near the end of `stage`: warm-ups are over, its last step is not it."""
     method.zero_grad(set_to_none=True)
     device = next(iter(batch.values())).device
-    for loss in losses_of(method, batch, Progress(stage.name, 999, 1000, 10), device, precision):
+    for loss in losses_of(method, batch, Progress(stage.name, 998, 1000, 10), device, precision):
         loss.total.backward()
 
 

@@ -21,8 +21,9 @@ posterior, between which draws of a single normal fall. In short training gradie
 the warm start left it, and draws of N(0, I) fall beside it (docs/ablations.md, prior N(0, I)).
 
 Off by default and not in P1 either (docs/tuning.md): `own_ends`, by which expert m learns the ends of the
-chains that its draws started, the index of the mixture observed, and all experts learn z of x-; and
-`inference_on_bound`, the ELBO of the warm start for q_f alone while chains revise.
+chains that its draws started, the index of the mixture observed, and all experts learn z of x-;
+`inference_on_bound`, the ELBO of the warm start for q_f alone while chains revise; and `prior_renewals`, a
+mixture found anew while the posterior moves.
 """
 
 from __future__ import annotations

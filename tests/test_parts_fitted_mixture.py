@@ -233,6 +233,18 @@ def test_found_anew_it_leaves_where_em_is_stuck() -> None:
     assert float(prior.weight.sum()) == pytest.approx(600), "the sums are those of the latest draws"
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_draws_that_are_not_finite_find_nothing(found: bool) -> None:
+    prior = fitted(40) if found else FittedMixture(3, 3)
+    before = prior.means.clone()
+    prior.recent.copy_(draws(600))
+    prior.recent[5, 1] = torch.nan
+    prior.seen.fill_(600)
+    prior.settle(anew=True)
+    assert prior.found == found
+    torch.testing.assert_close(prior.means, before, atol=1e-4, rtol=1e-4)
+
+
 # -- in `ours`
 
 
@@ -278,7 +290,8 @@ def test_the_vae_part_alone_finds_its_components_in_its_last_step() -> None:
 def test_components_are_found_anew_so_often(monkeypatch, renewals: int, steps: list[int]) -> None:
     """In equal parts of the revision, the last time after its last step; once at its start in any case."""
     torch.manual_seed(0)
-    method = Ours(SPEC, **{**SMALL, "fit_prior": True, "prior_components": 3, "prior_renewals": renewals})
+    settings = {"fit_prior": True, "prior_components": 3, "inference_on_bound": 0.1}
+    method = Ours(SPEC, **{**SMALL, **settings, "prior_renewals": renewals})
     prior, found, now = method.priors.of("z"), [], [0]
     prior.track(torch.randn(600, method.latent))
     find = prior._find
@@ -286,6 +299,7 @@ def test_components_are_found_anew_so_often(monkeypatch, renewals: int, steps: l
     for step in range(12):
         now[0] = step
         loss = method(batch(), Progress("revision", step, 12))
+        loss.total.backward()
         if step == 11 and renewals:
             assert found.pop() == 11  # in the same step, after the chains
             found.append(12)

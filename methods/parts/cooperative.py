@@ -20,7 +20,7 @@ from datasets.spec import Batch, DataSpec
 from methods.base import Loss, Method, ParamGroup, Progress, Stage
 from methods.parts.chain_health import CHECK_EVERY
 from methods.parts.cooperative_chains import CooperativeChains
-from methods.parts.cooperative_losses import elbo, log_mixture, log_own, prior_stage_loss, revision_loss
+from methods.parts.cooperative_losses import elbo, log_mixture, log_own, revision_loss
 from methods.parts.cooperative_sampling import CooperativeSampling
 from methods.parts.cooperative_settings import check_settings, repeats_of
 from methods.parts.energy_learning import contrast, to_data, to_model
@@ -59,11 +59,10 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
     at `warm_rate` times the learning rates; `fit_prior` fits the prior of z to draws of the posterior
-    (`FittedNormal`, or `FittedMixture` of `prior_components`, found anew `prior_renewals` times while chains
-    revise, the last time when they have); `prior_stage` share of the steps, the last ones, in which generator
-    and inference stand still, so that the prior is that of the posterior they end with. For data with text:
-    `text_weight` lambda of a caption's log-likelihood, `text_state` and `text_scale` of the chain (see
-    `text_state`). `energy_head`, see `JointEnergy`.
+    (`FittedNormal`, or `FittedMixture` of `prior_components`), a mixture is found anew after each of
+    `prior_renewals` equal parts of the revision. For data with text: `text_weight` lambda of a caption's
+    log-likelihood, `text_state` and `text_scale` of the chain (see `text_state`). `energy_head`, see
+    `JointEnergy`.
 
     For ablations: `data_start` of the data chain, the generator's draw or noise, U[-1, 1]; `latent_start`
     of the latent chain, the inference model's draw or the prior's; `warm_start` = 1 is the VAE part alone.
@@ -88,7 +87,6 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         "inference_on_bound": 0.0,
         "own_ends": False,
         "prior_renewals": 0,
-        "prior_stage": 0.0,
     }
     private: int = 0
     apart: ClassVar[bool] = False
@@ -149,7 +147,6 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         inference_on_bound: float = 0.0,
         own_ends: bool = False,
         prior_renewals: int = 0,
-        prior_stage: float = 0.0,
     ) -> None:
         super().__init__(spec)
         settings = dict(locals())
@@ -297,19 +294,13 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         warm = Stage("warm", ("generator", "inference"), self.warm_start, self.warm_rate)
-        share = 1 - self.warm_start - self.prior_stage
-        revision = Stage("revision", ("generator", "inference", "energy"), share)
-        last = Stage("prior", ("energy",), self.prior_stage)
-        return tuple(stage for stage in (warm, revision, last) if stage.share > 0)
+        revision = Stage("revision", ("generator", "inference", "energy"), 1 - self.warm_start)
+        return tuple(stage for stage in (warm, revision) if stage.share > 0)
 
     @property
     def gradients(self) -> dict[str, dict[str, tuple[str, ...]]]:
         own = {name: (name,) for name in ("generator", "inference", "energy")}
-        return {
-            "warm": {"elbo": ("generator", "inference")},
-            "revision": own,
-            "prior": {"energy": ("energy",)},
-        }
+        return {"warm": {"elbo": ("generator", "inference")}, "revision": own}
 
     def param_groups(self) -> dict[str, ParamGroup]:
         betas, clip = (self.beta1, self.beta2), self.clip or None
@@ -332,17 +323,12 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
             if self.warm_start == 1 and progress.step == progress.steps - 1:
                 self.priors.settle()  # no revision follows, which would do it
             return self.warm_loss(x)
-        if self.warm_start and progress.stage == "revision" and progress.step == 0:
+        if self.warm_start and progress.step == 0:
             # The warm start was an auto-encoding of captions: its words go on as constants.
             self.texts.settle(self.words())
-        check, last = progress.step % CHECK_EVERY == 0, progress.step == progress.steps - 1
-        if progress.stage == "prior":
-            self.priors.settle()
-            loss: Loss | Iterator[Loss] = prior_stage_loss(self, x, check)
-        else:
-            self.priors.settle(anew=self._renews(progress.step, progress.steps))
-            loss = revision_loss(self, x, check)
-        if last and (self.prior_renewals or progress.stage == "prior"):
+        self.priors.settle(anew=self._renews(progress.step, progress.steps))
+        loss = revision_loss(self, x, check=progress.step % CHECK_EVERY == 0)
+        if self.prior_renewals and progress.step == progress.steps - 1:
             self.priors.settle(anew=True)
         return loss
 

@@ -38,78 +38,42 @@ class Ends:
     chosen: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Chains:
-    """Both chains of an iteration: `ends`, the generator's draw `first`, energies `[K, B]` and `[T, B]`."""
-
-    ends: Ends
-    first: State
-    energies: Tensor
-    latent_energies: Tensor
-
-    def terms(self, model: Cooperative, experts: Mapping[str, Expert]) -> dict[str, Tensor]:
-        """For the log: how far the data chain moved, its first energy, shares of experts, the prior."""
-        begun = {name: state.detach() for name, state in self.first.items()}
-        mixture = "z" in self.ends.revised and self.ends.chosen is None
-        return {
-            "moved": displacement(model.texts.embed(begun), model.texts.embed(self.ends.negatives)),
-            "energy_start": self.energies[0].mean() if len(self.energies) else torch.zeros(()),
-            **(expert_shares(experts, self.ends.revised["z"]) if mixture else {}),
-            **model.priors.terms(),
-        }
-
-
-def run_chains(model: Cooperative, x: Batch, experts: Mapping[str, Expert]) -> Chains:
-    """Draw and revise (METHODS 2.14.2): both chains of an iteration; z+ joins what the prior is fitted to."""
-    latent = model.prior_draw(len(next(iter(x.values()))))
-    first = model.first_images(latent)
-    negatives, energies = model.revise_data({name: state.detach() for name, state in first.items()})
-    chosen = one_expert_each(len(experts), latent) if model.own_ends and not model.apart else None
-    first_latents, unobserved = model.training_start(experts, chosen)
-    revised, latent_energies = model.revise_latent(first_latents, x, unobserved=unobserved)
-    model.priors.track(revised)
-    return Chains(Ends(latent, negatives, revised, unobserved, chosen), first, energies, latent_energies)
-
-
 def revision_loss(model: Cooperative, x: Batch, check: bool) -> Loss | Iterator[Loss]:
-    """One iteration of METHODS 2.14.2: the chains, then the three losses; images `x` in [-1, 1], tokens.
+    """One iteration of METHODS 2.14.2: draw, revise, then the three losses; images `x` in [-1, 1], tokens.
 
     Raises Diverged where `check` finds a chain that ran away.
     """
+    latent = model.prior_draw(len(next(iter(x.values()))))
+    first = model.first_images(latent)
+    start = {name: state.detach() for name, state in first.items()}
+    negatives, energies = model.revise_data(start)
     experts = model.experts(x)
-    chains = run_chains(model, x, experts)
-    ends, latent_energies = chains.ends, chains.latent_energies
-    generator, terms = generator_loss(model, x, ends, chains.first)
+    completed = model.own_ends and not model.apart
+    chosen = one_expert_each(len(experts), latent) if completed else None
+    first_latents, unobserved = model.training_start(experts, chosen)
+    revised, latent_energies = model.revise_latent(first_latents, x, unobserved=unobserved)
+    model.priors.track(revised)
+    ends = Ends(latent, negatives, revised, unobserved, chosen)
+
+    generator, terms = generator_loss(model, x, ends, first)
     inference, infer_terms = inference_loss(model, x, experts, ends)
-    log_posterior = model.log_prior(ends.revised).mean() - terms["on_data"]
+    log_posterior = model.log_prior(revised).mean() - terms["on_data"]
     terms |= infer_terms | {
+        "moved": displacement(model.texts.embed(start), model.texts.embed(negatives)),
         "log_posterior_start": -latent_energies[0].mean() if len(latent_energies) else log_posterior,
         "log_posterior_end": log_posterior,
-        **chains.terms(model, experts),
+        "energy_start": energies[0].mean() if len(energies) else torch.zeros(()),
+        **(expert_shares(experts, revised["z"]) if "z" in revised and not completed else {}),
+        **model.priors.terms(),
     }
     parts = {"generator": generator, "inference": inference}
     if model.resample_negatives or model.repeats:
         return _in_turns(model, x, ends, Loss.of(terms, **parts), check)
-    energy, energy_terms = model.energy_loss(x, ends.negatives)
+    energy, energy_terms = model.energy_loss(x, negatives)
     terms |= energy_terms
     if check:
         check_chains(terms, model.entries, model.data_start)
     return Loss.of(terms, **parts, energy=energy)
-
-
-def prior_stage_loss(model: Cooperative, x: Batch, check: bool) -> Loss:
-    """The loss of the energy alone (P1 Eqn 10), while the prior comes to fit a posterior that stands still.
-
-    Raises Diverged where `check` finds a data chain that ran away.
-    """
-    with torch.no_grad():
-        experts = model.experts(x)
-        chains = run_chains(model, x, experts)
-    energy, terms = model.energy_loss(x, chains.ends.negatives)
-    terms |= chains.terms(model, experts)
-    if check:
-        check_chains(terms, model.entries, model.data_start)
-    return Loss.of(terms, energy=energy)
 
 
 def generator_loss(

@@ -22,7 +22,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in NOT_NEGATIVE:
         if settings[name] < 0:
             raise ValueError(f"{name}={settings[name]} is impossible; give 0 or more")
-    for name in ("expert_mean", "warm_start", "prior_stage"):
+    for name in ("expert_mean", "warm_start"):
         if not 0 <= settings[name] <= 1:
             raise ValueError(f"{name}={settings[name]} is no share; give one in [0, 1]")
     for name in ("beta1", "beta2"):
@@ -34,12 +34,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
     if settings["prior_renewals"] and not (settings["fit_prior"] and settings["prior_components"] > 1):
         raise ValueError("prior_renewals is for a fitted mixture; give fit_prior=true, prior_components > 1")
-    if settings["prior_stage"] and not settings["fit_prior"]:
-        raise ValueError("prior_stage is for a prior that is fitted; give fit_prior=true, or prior_stage=0")
-    if settings["prior_stage"] and settings["warm_start"] + settings["prior_stage"] >= 1:
-        raise ValueError("warm_start and prior_stage leave no step for revision; give shares of less than 1")
-    if settings["warm_start"] == 1 and (settings["own_ends"] or settings["inference_on_bound"]):
-        raise ValueError("own_ends and inference_on_bound act while chains revise; give warm_start < 1")
+    for name in ("own_ends", "inference_on_bound", "prior_renewals"):
+        if settings["warm_start"] == 1 and settings[name]:
+            raise ValueError(f"{name} acts while chains revise; leave it, or give warm_start < 1")
     if settings["own_ends"] and settings["latent_start"] != "inference":
         raise ValueError(
             "own_ends needs chains that experts start; give latent_start=inference, or own_ends=false"

@@ -109,12 +109,15 @@ class FittedMixture(nn.Module):
     def settle(self, anew: bool = False) -> None:
         """Make the prior that of the sums, once there are components; find them first if there are draws.
 
-        With `anew` they are found also where there are some.
+        With `anew` they are found also where there are some. Draws that are not finite find nothing: the loss
+        of their step says why.
         """
         if not self.found and int(self.seen) < RECENT:
             return
-        if anew or not self.found:
+        if (anew or not self.found) and bool(torch.isfinite(self.recent).all()):
             self._find()
+        if not self.found:
+            return
         share = self.weight / self.weight.sum()
         weight = self.weight.clamp_min(STARVED)
         fed = (self.weight > STARVED).unsqueeze(1)  # else sums are rounding, and the mean stays where it was
@@ -127,10 +130,13 @@ class FittedMixture(nn.Module):
         roots, trouble = torch.linalg.cholesky_ex((1 - pull) * within + pull * pooled + JITTER * one)
         inverses = torch.linalg.solve_triangular(roots, one.expand_as(roots), upper=False)
         sound = trouble == 0  # else, by rounding, no covariance: the component stays as it is
-        self.log_share.copy_(share.clamp_min(STARVED).log())
-        self.means.copy_(torch.where(sound.unsqueeze(1), means.float(), self.means))
-        for buffer, value in ((self.roots, roots), (self.inverses, inverses)):
-            buffer.copy_(torch.where(sound.view(-1, 1, 1), value.float(), buffer))
+        # New tensors, since the graph of a loss may still hold the old ones.
+        self.log_share = share.clamp_min(STARVED).log().to(self.log_share.dtype)
+        self.means = torch.where(sound.unsqueeze(1), means.float(), self.means)
+        self.roots, self.inverses = (
+            torch.where(sound.view(-1, 1, 1), value.float(), buffer)
+            for buffer, value in ((self.roots, roots), (self.inverses, inverses))
+        )
 
     def _find(self) -> None:
         """Sums of the components that EM from k-means finds in the latest draws."""

@@ -39,7 +39,7 @@ class StepCost:
 
 
 def _pass(method: Method, batch: Batch, stage: Stage, precision: str) -> None:
-    """Forward and backward as in training, near the end of `stage`: warm-ups are over, its last step is not it."""
+    """Forward and backward as in training, near the end of `stage`: after warm-ups, before its last step."""
     method.zero_grad(set_to_none=True)
     device = next(iter(batch.values())).device
     for loss in losses_of(method, batch, Progress(stage.name, 998, 1000, 10), device, precision):

@@ -49,6 +49,8 @@ def fits(result: Result, variant: Variant, group: Group, budget: float | None = 
         return False
     if not variant.hyper:
         return not result.overrides
+    if is_the_preset(variant, group.key.dataset, group.key.preset):
+        return False
     hyper = needed(variant, group.key.dataset, group.key.preset)
     free = {"train.flops"} if variant.same_flops_as else set()
     runs = [*result.runs, *result.unfinished]
@@ -58,6 +60,22 @@ def fits(result: Result, variant: Variant, group: Group, budget: float | None = 
         return True
     spent = training_flops(result)
     return bool(budget and spent) and abs(spent / budget - 1) <= FLOPS_TOLERANCE
+
+
+def is_the_preset(variant: Variant, dataset: str, preset: str) -> bool:
+    """Whether an ablation is what a preset does anyway, so that there is nothing to compare."""
+    if not variant.ablation or not variant.hyper or variant.chains:
+        return False
+    own = usual(variant.method, dataset, preset)
+    return bool(own) and all(own.get(key) == value for key, value in variant.hyper.items())
+
+
+def usual(method: str, dataset: str, preset: str) -> dict[str, Any]:
+    """The hyper-parameters of a preset, those at their defaults too; none where there is no such preset."""
+    try:
+        return {**defaults(method), **resolve(method, dataset, preset).hyper}
+    except UserError:
+        return {}
 
 
 def _has(run: Run, hyper: Mapping[str, Any]) -> bool:
@@ -108,11 +126,11 @@ def row_command(variant: Variant, dataset: str, preset: str, flops: float | None
     flops: the training budget it has to match, if any; None where that is asked for and not known yet.
     """
     try:
-        config = resolve(variant.method, dataset, preset)
-        usual, budget = config.hyper, config.train.flops
+        budget = resolve(variant.method, dataset, preset).train.flops
     except UserError:  # a preset or data set that is not here
-        usual, budget = {}, None
-    changed = {k: v for k, v in needed(variant, dataset, preset).items() if usual.get(k) != v}
+        budget = None
+    own = usual(variant.method, dataset, preset) or defaults(variant.method)
+    changed = {k: v for k, v in needed(variant, dataset, preset).items() if own.get(k) != v}
     if variant.same_flops_as and budget is None:
         if flops is None:
             return None

@@ -8,7 +8,15 @@ from typing import Literal
 
 from bench.cells import Table
 from bench.footer import data_notes, health_notes, machine_text
-from bench.matching import budget_of, find_result, is_ablation, needed, otherwise_planned, row_command
+from bench.matching import (
+    budget_of,
+    find_result,
+    is_ablation,
+    is_the_preset,
+    needed,
+    otherwise_planned,
+    row_command,
+)
 from bench.reference import SUITE, PublishedTable, Reference, Variant
 from bench.summary import Group, Result, Run, groups
 from bench.table import method_order
@@ -81,6 +89,9 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
         variant = variants[key]
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
+    if sheet.group is not None:
+        where = sheet.group.key.dataset, sheet.group.key.preset
+        lines = [line for line in lines if not is_the_preset(line.variant, *where)]
     published = list(lines)
     lines = [line for row in published for line in (row, *_also(sheet, row.variant))]
     if sheet.group is None:

@@ -23,23 +23,23 @@ Values = dict[str, float]
 """Family of scores (`fid`, `kid`, ...) -> value."""
 
 
-PARTS = 20
-"""Parts of a draw; each is left out once, to see how far a distance would move with other examples."""
+FOLDS = 20
+"""Into so many a draw is cut; each is left out once, to see how far other draws would move a distance."""
 
-_PART = torch.randint(PARTS, (1 << 17,), generator=torch.Generator().manual_seed(20_261_127))  # any seed
+_FOLD = torch.randint(FOLDS, (1 << 17,), generator=torch.Generator().manual_seed(20_261_127))  # any seed
 
 
-def parts_of(identity: Tensor) -> Tensor:
-    """Part `[B]` in [0, PARTS) of examples with this `identity` `[B]` >= 0, the same in every call.
+def folds_of(identity: Tensor) -> Tensor:
+    """Fold `[B]` in [0, FOLDS) of examples with this `identity` `[B]` >= 0, the same in every call.
 
     At random: in a data set neighbours may be of one class, or classes may take turns.
     """
-    return _PART[identity.cpu().long() % len(_PART)]
+    return _FOLD[identity.cpu().long() % len(_FOLD)]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Distances of the `n` images of one cell, and the same without each of its `PARTS` (none: not known)."""
+    """Distances of the `n` images of one cell, and the same without each of its `FOLDS` (none: not known)."""
 
     values: Values
     n: int
@@ -47,14 +47,14 @@ class Found:
 
     @classmethod
     def mean(cls, cells: Sequence[Found]) -> Found:
-        """Of the families that all cells have, a part being left out of all of them at once."""
+        """Of the families that all cells have, a fold being left out of all of them at once."""
         families = [f for f in cells[0].values if all(f in cell.values for cell in cells)]
 
         def averaged(each: Sequence[Values]) -> Values:
             return {family: float(np.mean([values[family] for values in each])) for family in families}
 
         known = all(cell.without for cell in cells)
-        without = [averaged([cell.without[part] for cell in cells]) for part in range(PARTS)] if known else []
+        without = [averaged([cell.without[fold] for cell in cells]) for fold in range(FOLDS)] if known else []
         return cls(averaged([cell.values for cell in cells]), min(cell.n for cell in cells), without)
 
 
@@ -66,8 +66,8 @@ class ImageSample(Protocol):
         """Images seen so far."""
         ...
 
-    def update(self, images: Tensor, parts: Tensor) -> None:
-        """Add uint8 images `[B, C, H, W]` and the part `[B]` in [0, PARTS) to which each belongs."""
+    def update(self, images: Tensor, folds: Tensor) -> None:
+        """Add uint8 images `[B, C, H, W]` and the fold `[B]` in [0, FOLDS) to which each belongs."""
         ...
 
     def values(self) -> Values:
@@ -75,7 +75,7 @@ class ImageSample(Protocol):
         ...
 
     def without(self) -> Sequence[Values]:
-        """The same without part 0, 1, ..., PARTS - 1; empty where that would cost too much."""
+        """The same without fold 0, 1, ..., FOLDS - 1; empty where a fold is, or where it costs too much."""
         ...
 
 
@@ -87,10 +87,11 @@ class DistanceMetric:
     `<prefix>_cond_cross`: mean of the pairs without reconstructions. `<prefix>_t2i`: mean of those given one
     of `captions`. Draws given several modalities are not part of these. Inputs pass through `to_uint8`, the
     first `limit` examples of a draw unless `rows` says otherwise.
-    Where the sample can do without parts of itself, scores have the 95 % interval of a jackknife over them.
-    A part of joint samples is a twentieth of the tuples; of samples given a modality it is the tuples of a
-    twentieth of the given pictures, since tuples of one picture are not independent. Real images stay as they
-    are, and so does the model.
+    Where the sample can do without folds of itself, scores have the 95 % interval of a jackknife over them:
+    how far a distance at this n would move with other draws, the model and the real images as they are. Its
+    bias at this n is no part of it. A fold of joint samples is a twentieth of the tuples; of samples given a
+    modality it is the tuples of a twentieth of the given pictures, since tuples of one picture are not
+    independent. Draws given different modalities are taken as independent, though of the same test tuples.
     `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
     higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
 
@@ -138,7 +139,7 @@ class DistanceMetric:
         rows = self.rows(event.task, self._seen, len(event.index))
         self._seen += len(event.index)
         given = event.given[0] if event.given else ""
-        parts = parts_of(event.groups.get(given, event.index))[rows]
+        folds = folds_of(event.groups.get(given, event.index))[rows]
         for target in event.targets:
             if target not in self.real_images:
                 continue
@@ -146,12 +147,12 @@ class DistanceMetric:
                 self._open[target] = self.sample(target)
             images = event.generated[target][rows]
             if len(images):
-                self._open[target].update(to_uint8(images), parts)
+                self._open[target].update(to_uint8(images), folds)
 
     def _close(self) -> None:
         if self._draw is not None and self._open:
             self._cells[self._draw] = {
-                target: Found(sample.values(), sample.n, sample.without() if sample.n >= 2 * PARTS else [])
+                target: Found(sample.values(), sample.n, sample.without())
                 for target, sample in self._open.items()
                 if sample.n > 1
             }

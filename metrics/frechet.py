@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datasets.spec import Split
 from metrics.cache import Arrays, cached_arrays
-from metrics.distances import PARTS, DistanceMetric, Values
+from metrics.distances import FOLDS, DistanceMetric, Values
 
 Features = Callable[[str, Tensor], Tensor]
 """(modality name, uint8 images `[B, C, H, W]`) -> features `[B, D]`."""
@@ -66,11 +66,11 @@ class Moments:
         covariance = (self._outer - self.n * np.outer(centred, centred)) / (self.n - 1)
         return Statistics(centred + self.shift, (covariance + covariance.T) / 2, self.n)
 
-    def without(self, part: Moments) -> Moments:
-        """Moments of what was seen here but not in `part`, whose examples are among these; with one shift."""
-        assert self.shift is not None and part.shift is self.shift
+    def without(self, fold: Moments) -> Moments:
+        """Moments of what was seen here but not in `fold`, whose examples are among these; with one shift."""
+        assert self.shift is not None and fold.shift is self.shift
         left = Moments(self.shift)
-        left.n, left._sum, left._outer = self.n - part.n, self._sum - part._sum, self._outer - part._outer
+        left.n, left._sum, left._outer = self.n - fold.n, self._sum - fold._sum, self._outer - fold._outer
         return left
 
 
@@ -145,7 +145,7 @@ class FrechetMetric(DistanceMetric):
 
     beside: further scores of the features of one cell, (modality, features `[N, D]`) -> values by family,
     which are averaged and named in the same way (`kid_uncond`); the features are kept only where it is given.
-    intervals: whether scores have one. It takes `PARTS` distances per cell, of little cost for features of a
+    intervals: whether scores have one. It takes `FOLDS` distances per cell, of little cost for features of a
     hundred dimensions, but not for thousands; and there is none of `beside`.
     """
 
@@ -173,25 +173,25 @@ class FrechetMetric(DistanceMetric):
 
 
 class FeatureSample:
-    """Features of the images of one cell: statistics of all and of parts, and for `beside` themselves."""
+    """Features of the images of one cell: statistics of all and of folds, and for `beside` themselves."""
 
     def __init__(self, metric: FrechetMetric, modality: str) -> None:
         self._metric, self._modality = metric, modality
         self._moments = Moments()
-        self._parts: list[Moments] = []
+        self._folds: list[Moments] = []
         self._kept: list[Tensor] = []
 
     @property
     def n(self) -> int:
         return self._moments.n
 
-    def update(self, images: Tensor, parts: Tensor) -> None:
+    def update(self, images: Tensor, folds: Tensor) -> None:
         features = self._metric.features(self._modality, images).detach().cpu()
         self._moments.update(features)
         if self._metric.intervals:
-            self._parts = self._parts or [Moments(self._moments.shift) for _ in range(PARTS)]
-            for part in parts.unique().tolist():
-                self._parts[part].update(features[parts == part])
+            self._folds = self._folds or [Moments(self._moments.shift) for _ in range(FOLDS)]
+            for fold in folds.unique().tolist():
+                self._folds[fold].update(features[folds == fold])
         if self._metric.beside is not None:
             self._kept.append(features)
 
@@ -202,8 +202,9 @@ class FeatureSample:
         return values
 
     def without(self) -> list[Values]:
-        left = [self._moments.without(part) for part in self._parts]
-        return [self._distance(moments) for moments in left] if all(m.n > 1 for m in left) else []
+        left = [self._moments.without(fold) for fold in self._folds]
+        known = all(fold.n for fold in self._folds) and all(moments.n > 1 for moments in left)
+        return [self._distance(moments) for moments in left] if known else []
 
     def _distance(self, moments: Moments) -> Values:
         real = self._metric.real[self._modality]

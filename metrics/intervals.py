@@ -127,15 +127,16 @@ def interval(values: ArrayLike, clusters: Sequence[ArrayLike] = (), seed: int = 
 
 
 def jackknife_half(without: Sequence[float]) -> float:
-    """Half of the 95 % interval of a statistic, given its values `without` each of G equal parts of the data.
+    """Half of the 95 % interval of a statistic, given its values `without` each of G folds of the data.
 
-    t(0.975, G-1) sqrt((G-1)/G sum_g (v_g - mean)^2). Raises ValueError for fewer than two parts.
+    t(0.975, G-1) sqrt((G-1)/G sum_g (v_g - mean)^2). The folds are of about the same size.
+    Raises ValueError for fewer than two.
     Source: the delete-a-group jackknife, e.g. Shao and Tu, The Jackknife and Bootstrap, 1995, section 2.3.
     """
     from scipy.stats import t  # slow to import
 
     values = np.asarray(without, dtype=np.float64)
     if len(values) < 2:
-        raise ValueError(f"a jackknife needs at least two parts, got {len(values)}")
+        raise ValueError(f"a jackknife needs at least two folds, got {len(values)}")
     variance = (len(values) - 1) * float(np.var(values))
     return float(t.ppf(0.975, len(values) - 1)) * math.sqrt(variance)

@@ -148,7 +148,7 @@ class PatchSample:
         self.n, self._real = 0, real
         self._levels: list[list[Tensor]] = []
 
-    def update(self, images: Tensor, parts: Tensor | None = None) -> None:
+    def update(self, images: Tensor, folds: Tensor | None = None) -> None:
         for part in images.split(AT_ONCE):
             pyramid = laplacian_pyramid(part.float() / 255)
             self._levels = self._levels or [[] for _ in pyramid]

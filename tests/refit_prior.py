@@ -4,14 +4,15 @@
 
 RUN is the folder of a run of `ours` or `ours_w` with its weights. With these weights, draws of the posterior
 of training tuples are taken, before and after the latent chain; while the model trained, its prior was fitted
-to draws after the chain. Decoded are both kinds of draws, draws of the prior in the weights, and draws of
-mixtures fitted now to those after the chain, by EM from k-means; judges and FD-clf of `val` score them.
+to draws after the chain. Decoded are both kinds of draws, the latest draws of training where a mixture kept
+them, draws of the prior in the weights, and draws of mixtures fitted now to those after the chain, by EM from
+k-means with one or more seeds; judges and FD-clf of `val` score them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import click
@@ -26,6 +27,7 @@ from bench.run import load_run
 from datasets.spec import Split
 from methods.parts.cooperative import Cooperative
 from methods.parts.energy_learning import to_model
+from methods.parts.fitted_mixture import FittedMixture
 from methods.parts.normal_mixture import find_components, sample_mixture
 from metrics.fd_clf import fd_clf, spread_rows
 from metrics.protocol import Event
@@ -53,10 +55,11 @@ def posterior_draws(method: Cooperative, train: Split) -> tuple[Tensor, Tensor]:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--components", default="20,40,80", show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), envvar="BENCH_DATA")
 @click.option("--cache", type=click.Path(path_type=Path), envvar="BENCH_CACHE", default=Path("cache"))
-def main(run: Path, components: str, data: Path | None, cache: Path) -> None:
-    """Score joint samples of RUN with its prior and with mixtures of so many COMPONENTS."""
+def main(run: Path, components: str, seeds: int, data: Path | None, cache: Path) -> None:
+    """Score joint samples of RUN with its prior and with mixtures of so many COMPONENTS, SEEDS times each."""
     keep_freed_memory()
     method, dataset, config = load_run(run, Options(results=run.parent, data=data, cache=cache))
     judges, reason = find_judges(dataset, cache)
@@ -89,10 +92,13 @@ def main(run: Path, components: str, data: Path | None, cache: Path) -> None:
         ["z from", "joint coherence", "FD-clf joint"],
         score("draws of q(z|X)", in_turn(before)),
         score("the same, revised", in_turn(after)),
-        score("prior of the run", method.prior_draw),
     ]
-    for k in (int(text) for text in components.split(",")):
-        found = find_components(after, k, seed=0)
+    prior = method.priors.of("z")
+    if isinstance(prior, FittedMixture) and int(prior.seen) >= len(prior.recent):
+        lines.append(score("latest of training", in_turn(prior.recent[-SCORED:])))
+    lines.append(score("prior of the run", method.prior_draw))
+    for k, seed in product((int(text) for text in components.split(",")), range(seeds)):
+        found = find_components(after, k, seed)
         density = [part.float() for part in (found.shares, found.means, found.roots)]
         lines.append(score(f"mixture of {k}", lambda n, d=density: {"z": sample_mixture(*d, n)}))
     click.echo(columns(lines))

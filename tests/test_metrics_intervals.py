@@ -117,6 +117,6 @@ def test_the_jackknife_of_a_mean_is_students_interval(values):
     assert jackknife_half(without) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_a_jackknife_needs_two_parts():
-    with pytest.raises(ValueError, match="two parts"):
+def test_a_jackknife_needs_two_folds():
+    with pytest.raises(ValueError, match="two folds"):
         jackknife_half([1.0])

@@ -11,13 +11,14 @@ from bench import losses
 from bench.cli import cli
 from bench.errors import UsageError
 from bench.losses import plot_losses
-from bench.matching import needed, row_command
+from bench.matching import is_the_preset, needed, row_command
 from bench.paper_tables import paper_table
 from bench.reference import reference
 from bench.registry import method_names
 from bench.render import FORMATS, render
 from bench.store import find_runs
 from bench.table import comparison_tables
+from datasets.spec import DataSpec, Modality
 from metrics.protocol import Score
 
 STEPS = {"data_steps": 10, "latent_steps": 10}
@@ -193,6 +194,36 @@ def test_ablations_are_methods_and_settings_that_exist():
             assert needed(variant, "polydigits", "paper") == variant.hyper
             command = row_command(variant, "polydigits", "fair-compute")
             assert command and " --method " in command and "train.flops" not in command
+
+
+@pytest.mark.parametrize("preset", ["quick", "fair", "fair-compute"])
+def test_commands_of_missing_ablations_are_not_refused(preset):
+    """What a preset switches on and an ablation cannot have, the ablation switches off."""
+    from bench.build import build_method
+    from bench.config import resolve
+
+    spec = DataSpec(tuple(Modality(f"m{i}", "image", (3, 8, 8)) for i in range(2)))
+    for key, variant in reference().variants.items():
+        if not variant.ablation or is_the_preset(variant, "polydigits", preset):
+            continue
+        command = row_command(variant, "polydigits", preset, flops=1e9)
+        sets = [words.split()[0] for words in command.split("--set ")[1:]]
+        config = resolve(variant.method, "polydigits", preset, [*sets, "train.steps=1", "width=2"])
+        build_method(config, spec)  # raises for settings that exclude each other
+        wanted = needed(variant, "polydigits", preset)
+        assert {k: v for k, v in config.hyper.items() if k in wanted}.items() <= wanted.items(), key
+
+
+def test_what_a_preset_does_anyway_is_no_ablation_of_it(tmp_path):
+    own = reference().variants["ours_own"]
+    assert is_the_preset(own, "polydigits", "fair") and not is_the_preset(own, "polydigits", "quick")
+    assert not is_the_preset(reference().variants["ours_K30_T30"], "polymnist", "paper"), "a row of the paper"
+    assert not is_the_preset(reference().variants["ours_ebm"], "polydigits", "fair")
+    for preset in ("quick", "fair"):
+        write_run(tmp_path / preset, "ours", ours_scores(), preset=preset)
+        labels = [row.label for row in paper_table("ablations", find_runs(tmp_path / preset)).rows]
+        assert (own.name in labels) == (preset == "quick")
+        assert (reference().variants["ours_broad"].name in labels) == (preset == "fair")
 
 
 # -- tables of the earlier papers ------------------------------------------------------------------------

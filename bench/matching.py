@@ -49,8 +49,6 @@ def fits(result: Result, variant: Variant, group: Group, budget: float | None = 
         return False
     if not variant.hyper:
         return not result.overrides
-    if is_the_preset(variant, group.key.dataset, group.key.preset):
-        return False
     hyper = needed(variant, group.key.dataset, group.key.preset)
     free = {"train.flops"} if variant.same_flops_as else set()
     runs = [*result.runs, *result.unfinished]
@@ -66,16 +64,17 @@ def is_the_preset(variant: Variant, dataset: str, preset: str) -> bool:
     """Whether an ablation is what a preset does anyway, so that there is nothing to compare."""
     if not variant.ablation or not variant.hyper or variant.chains:
         return False
-    own = usual(variant.method, dataset, preset)
-    return bool(own) and all(own.get(key) == value for key, value in variant.hyper.items())
+    own = preset_hyper(variant.method, dataset, preset)
+    return all(own.get(key) == value for key, value in variant.hyper.items())
 
 
-def usual(method: str, dataset: str, preset: str) -> dict[str, Any]:
-    """The hyper-parameters of a preset, those at their defaults too; none where there is no such preset."""
+@cache
+def preset_hyper(method: str, dataset: str, preset: str) -> Mapping[str, Any]:
+    """All hyper-parameters of a preset, with those at their defaults; of no preset the defaults alone."""
     try:
         return {**defaults(method), **resolve(method, dataset, preset).hyper}
     except UserError:
-        return {}
+        return defaults(method)
 
 
 def _has(run: Run, hyper: Mapping[str, Any]) -> bool:
@@ -129,7 +128,7 @@ def row_command(variant: Variant, dataset: str, preset: str, flops: float | None
         budget = resolve(variant.method, dataset, preset).train.flops
     except UserError:  # a preset or data set that is not here
         budget = None
-    own = usual(variant.method, dataset, preset) or defaults(variant.method)
+    own = preset_hyper(variant.method, dataset, preset)
     changed = {k: v for k, v in needed(variant, dataset, preset).items() if own.get(k) != v}
     if variant.same_flops_as and budget is None:
         if flops is None:

@@ -77,11 +77,17 @@ def choose(
     return None, []
 
 
+def where_of(sheet: Sheet) -> tuple[str, str]:
+    """Data set and preset of the measured rows, the table's own and `paper` where there are none."""
+    key = sheet.group.key if sheet.group else None
+    return (key.dataset, key.preset) if key else (sheet.part.dataset, "paper")
+
+
 def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
     """Published rows in their order, a row per variant a name may stand for, then other measured methods.
 
     What another table names as an ablation belongs there. A closed table has no others but further runs of
-    the ablations that it names.
+    the ablations that it names. In a table of the suite an ablation that the preset is anyway has no row.
     """
     variants = sheet.book.variants
     lines: list[Line] = []
@@ -89,9 +95,8 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
         variant = variants[key]
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
-    if sheet.group is not None:
-        where = sheet.group.key.dataset, sheet.group.key.preset
-        lines = [line for line in lines if not is_the_preset(line.variant, *where)]
+    if sheet.part.source == SUITE:
+        lines = [line for line in lines if not is_the_preset(line.variant, *where_of(sheet))]
     published = list(lines)
     lines = [line for row in published for line in (row, *_also(sheet, row.variant))]
     if sheet.group is None:
@@ -178,8 +183,7 @@ def _shorter_chains(sheet: Sheet) -> list[str]:
 
 def sheet_commands(table: Table, sheet: Sheet, known: Sequence[str]) -> list[str]:
     """Commands for rows whose measured cells are missing, on the table's own data and preset."""
-    preset = sheet.group.key.preset if sheet.group else "paper"
-    dataset = sheet.group.key.dataset if sheet.group else sheet.part.dataset
+    dataset, preset = where_of(sheet)
     measured = {column.key for column in table.columns if column.origin == "measured"}
     elsewhere = otherwise_planned(sheet.group, sheet.others) if sheet.group else set()
     plain: list[str] = []

@@ -75,7 +75,7 @@ class ImageSample(Protocol):
         ...
 
     def without(self) -> Sequence[Values]:
-        """The same without fold 0, 1, ..., FOLDS - 1; empty where a fold is, or where it costs too much."""
+        """The same without fold 0, 1, ..., FOLDS - 1; empty if a fold is too small, or it costs too much."""
         ...
 
 
@@ -91,7 +91,8 @@ class DistanceMetric:
     how far a distance at this n would move with other draws, the model and the real images as they are. Its
     bias at this n is no part of it. A fold of joint samples is a twentieth of the tuples; of samples given a
     modality it is the tuples of a twentieth of the given pictures, since tuples of one picture are not
-    independent. Draws given different modalities are taken as independent, though of the same test tuples.
+    independent. What draws given different modalities share by their test tuples, the mix of classes, is not
+    counted.
     `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
     higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
 
@@ -198,7 +199,7 @@ class DistanceMetric:
             interval: dict[str, float] = {}
             if found.without:
                 half = jackknife_half([values[family] for values in found.without])
-                interval = {"low": max(0.0, value - half), "high": value + half}
+                interval = {"low": value - half, "high": value + half}
             key |= {"judge": self.judge, **interval}
             out.append(Score(f"{family}_{what}", value, found.n, better, **key))  # type: ignore[arg-type]
         return out

@@ -172,6 +172,10 @@ class FrechetMetric(DistanceMetric):
         return FeatureSample(self, modality)
 
 
+LEAST_FOLD = 0.25
+"""Of their mean size; where a fold is smaller, too few pictures stand behind a draw for an interval."""
+
+
 class FeatureSample:
     """Features of the images of one cell: statistics of all and of folds, and for `beside` themselves."""
 
@@ -203,7 +207,8 @@ class FeatureSample:
 
     def without(self) -> list[Values]:
         left = [self._moments.without(fold) for fold in self._folds]
-        known = all(fold.n for fold in self._folds) and all(moments.n > 1 for moments in left)
+        least = min((fold.n for fold in self._folds), default=0)
+        known = least * FOLDS > LEAST_FOLD * self.n and all(moments.n > 1 for moments in left)
         return [self._distance(moments) for moments in left] if known else []
 
     def _distance(self, moments: Moments) -> Values:

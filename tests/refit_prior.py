@@ -95,12 +95,12 @@ def main(run: Path, components: str, seeds: int, data: Path | None, cache: Path)
     ]
     prior = method.priors.of("z")
     if isinstance(prior, FittedMixture) and int(prior.seen) >= len(prior.recent):
-        lines.append(score("latest of training", in_turn(prior.recent[-SCORED:])))
+        lines.append(score("those it last kept", in_turn(prior.recent[-SCORED:])))
     lines.append(score("prior of the run", method.prior_draw))
     for k, seed in product((int(text) for text in components.split(",")), range(seeds)):
         found = find_components(after, k, seed)
         density = [part.float() for part in (found.shares, found.means, found.roots)]
-        lines.append(score(f"mixture of {k}", lambda n, d=density: {"z": sample_mixture(*d, n)}))
+        lines.append(score(f"mixture of {k}, seed {seed}", lambda n, d=density: {"z": sample_mixture(*d, n)}))
     click.echo(columns(lines))
 
 

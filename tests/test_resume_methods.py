@@ -50,7 +50,7 @@ FITTED = {"fit_prior": True, "warm_start": 0.3}
     [
         *((name, {}) for name in method_names()),
         ("ours", FITTED),
-        ("ours", FITTED | {"prior_components": 3}),
+        ("ours", FITTED | {"prior_components": 3, "prior_renewals": 2}),
         ("ours_w", FITTED | {"private_from_prior": 0.5}),
     ],
 )

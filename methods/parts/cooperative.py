@@ -59,10 +59,10 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
     `resample_negatives` draws X- from the updated generator; `temper_energy_loss` divides loss_U by the
     temperature (n_x/s_x)^2; `warm_start` share of the steps spent on an MMVAE ELBO with `warm_beta`,
     at `warm_rate` times the learning rates; `fit_prior` fits the prior of z to draws of the posterior
-    (`FittedNormal`, or `FittedMixture` of `prior_components`), a mixture is found anew after each of
-    `prior_renewals` equal parts of the revision. For data with text: `text_weight` lambda of a caption's
-    log-likelihood, `text_state` and `text_scale` of the chain (see `text_state`). `energy_head`, see
-    `JointEnergy`.
+    (`FittedNormal`, or `FittedMixture` of `prior_components`); a mixture is found anew after each of
+    `prior_renewals` equal parts of the revision, the last time after the last line of the log. For data with
+    text: `text_weight` lambda of a caption's log-likelihood, `text_state` and `text_scale` of the chain (see
+    `text_state`). `energy_head`, see `JointEnergy`.
 
     For ablations: `data_start` of the data chain, the generator's draw or noise, U[-1, 1]; `latent_start`
     of the latent chain, the inference model's draw or the prior's; `warm_start` = 1 is the VAE part alone.
@@ -71,6 +71,7 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
     excused: ClassVar[dict[str, str]] = {
         "every_parameter_is_trained[energy.head.bias]": "cancels in U(x) - U(x-); `energy_penalty` trains it",
         "hyper_parameters_act[updates]": "any ratio, not one of a list; see tests/test_ours.py",
+        "hyper_parameters_act[prior_renewals]": "of a mixture; see tests/test_parts_fitted_mixture.py",
     }
     choices: ClassVar[dict[str, tuple[str, ...]]] = {
         "network": ("cnn", "resnet"),

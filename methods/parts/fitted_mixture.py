@@ -134,7 +134,7 @@ class FittedMixture(nn.Module):
         self.log_share = share.clamp_min(STARVED).log().to(self.log_share.dtype)
         self.means = torch.where(sound.unsqueeze(1), means.float(), self.means)
         self.roots, self.inverses = (
-            torch.where(sound.view(-1, 1, 1), value.float(), buffer)
+            torch.where(sound.view(-1, 1, 1), value.float(), buffer).contiguous()
             for buffer, value in ((self.roots, roots), (self.inverses, inverses))
         )
 

@@ -25,6 +25,7 @@ class SeparateLatents:
     excused: ClassVar[dict[str, str]] = {
         "every_parameter_is_trained[energy.head.bias]": "cancels in U(x) - U(x-); `energy_penalty` trains it",
         "hyper_parameters_act[updates]": "any ratio, not one of a list; see tests/test_ours.py",
+        "hyper_parameters_act[prior_renewals]": "of a mixture; see tests/test_parts_fitted_mixture.py",
         "hyper_parameters_act[expert_mean]": "there is no mixture of experts whose mean it could weigh",
         "hyper_parameters_act[own_ends]": "every expert has a chain of its own anyway",
     }

@@ -1,8 +1,6 @@
-"""What a run is made of: hyper-parameters, training budget, evaluation plan; presets and overrides.
+"""What a run is made of: hyper-parameters, training budget, evaluation plan; preset and overrides.
 
-A preset is a table in `presets/<dataset>/_common.toml` (budget, plan and shared backbone for every
-method) that `presets/<dataset>/<method>.toml` refines. Importing this module imports neither torch
-nor pydantic.
+Importing this module imports neither torch nor pydantic.
 """
 
 from __future__ import annotations
@@ -14,18 +12,13 @@ import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from bench.names import DEFAULT_PRESET, closest
+from bench.preset_files import TABLES, load_preset, misuse
 from metrics import DRAWN, METRICS
-
-PRESETS = Path(__file__).parent / "presets"
-TABLES = ("train", "plan", "hyper")
-FALLBACK_PRESET = "fair"
-"""The budget of a method whose own `paper` preset nobody has written."""
 
 NEUTRAL = ("validate_every", "checkpoint_every", "deterministic", "memory")
 """Settings of the training loop that change no number: they neither name a run nor split rows of a table."""
@@ -127,14 +120,8 @@ class RunConfig:
             plan = build(Plan, config["plan"], "plan.")
             names = (record["method"], record["dataset"], record["preset"], int(record["seed"]))
         except (KeyError, TypeError) as error:
-            raise _error(f"this run record has no usable '{error}'; run it again with --force") from error
+            raise misuse(f"this run record has no usable '{error}'; run it again with --force") from error
         return cls(*names, hyper, train, plan, record.get("overrides", {}), config.get("init_from", ""))
-
-
-def _error(message: str) -> Exception:
-    from bench.errors import UsageError
-
-    return UsageError(message)
 
 
 def plain(value: Any) -> Any:
@@ -155,16 +142,16 @@ def build(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     known = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
-            raise _error(f"unknown key '{prefix}{key}'{closest(key, known, prefix)}")
+            raise misuse(f"unknown key '{prefix}{key}'{closest(key, known, prefix)}")
     try:
         result = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise _error(_sentence(prefix, error)) from error
+        raise misuse(_sentence(prefix, error)) from error
     for name in getattr(result, "metrics", ()):
         if name not in METRICS:
-            raise _error(f"unknown metric '{name}'{closest(name, METRICS)}")
+            raise misuse(f"unknown metric '{name}'{closest(name, METRICS)}")
     if "ex_post" in getattr(result, "metrics", ()) and not set(DRAWN) & set(result.metrics):
-        raise _error(f"ex_post draws samples that nothing scores; name one of {', '.join(DRAWN)} too")
+        raise misuse(f"ex_post draws samples that nothing scores; name one of {', '.join(DRAWN)} too")
     return result
 
 
@@ -218,113 +205,32 @@ def check_hyper(method: str, values: Mapping[str, Any], complete: bool = True) -
         if key not in signature:
             known = [*signature, *(f"train.{f.name}" for f in dataclasses.fields(TrainConfig))]
             known += [f"plan.{f.name}" for f in dataclasses.fields(Plan)]
-            raise _error(f"{method} has no hyper-parameter '{key}'{closest(key, known)}")
+            raise misuse(f"{method} has no hyper-parameter '{key}'{closest(key, known)}")
     out: dict[str, Any] = {}
     for name, parameter in signature.items():
         value = values.get(name, parameter.default)
         if value is inspect.Parameter.empty:
             if not complete:
                 continue
-            raise _error(f"{method} needs a value for '{name}'; give it with --set {name}=VALUE")
+            raise misuse(f"{method} needs a value for '{name}'; give it with --set {name}=VALUE")
         if name in values and name in hints:
             try:
                 value = TypeAdapter(hints[name]).validate_python(value)
             except ValidationError as error:
-                raise _error(_sentence(name, error)) from error
+                raise misuse(_sentence(name, error)) from error
             allowed = choices.get(name)
             if allowed is not None and value not in allowed:
-                raise _error(f"{name} = {value!r} is not possible{closest(str(value), map(str, allowed))}")
+                raise misuse(f"{name} = {value!r} is not possible{closest(str(value), map(str, allowed))}")
         if name not in added or value != added[name]:
             out[name] = value
     return out
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise _error(f"the preset file '{path}' cannot be read ({error}); mend or remove it") from error
-
-
-def _chain(files: Sequence[Mapping[str, Any]], preset: str, seen: tuple[str, ...] = ()) -> list[str]:
-    """The presets that `preset` extends, the most basic first, and itself."""
-    if preset in seen:
-        raise _error(f"preset '{preset}' extends itself; name another one in its file")
-    base = next((f[preset]["extends"] for f in files if "extends" in f.get(preset, {})), None)
-    return [*(_chain(files, base, (*seen, preset)) if base else []), preset]
-
-
-def _layers(tables: Mapping[str, Any], presets: Sequence[str], path: Path) -> list[dict[str, Any]]:
-    """Those of a file's tables that are named, in this order."""
-    out = []
-    for preset in presets:
-        table = {k: v for k, v in tables.get(preset, {}).items() if k not in ("extends", "like")}
-        for key in table:
-            if key not in TABLES:
-                raise _error(f"'{path.name}' has an unknown table '{preset}.{key}'{closest(key, TABLES)}")
-        out.append(table)
-    return out
-
-
-def preset_files(method: str, dataset: str) -> tuple[Path, Path]:
-    """The common file and the method's own; a data set without a folder takes `presets/_common.toml`."""
-    common = PRESETS / dataset / "_common.toml"
-    if not common.is_file():
-        common = PRESETS / "_common.toml"
-    return common, PRESETS / dataset / f"{method}.toml"
-
-
-def preset_names(dataset: str) -> list[str]:
-    """Presets that every method has on `dataset`."""
-    return list(_read_toml(preset_files("", dataset)[0]))
-
-
-def load_preset(method: str, dataset: str, preset: str) -> dict[str, dict[str, Any]]:
-    """The merged tables `train`, `plan`, `hyper`; in `hyper` the common part has only known keywords.
-
-    A preset that the method's file lacks is the common budget alone, `fair`'s where it is `paper`. In a
-    method's file, `like = "ours"` in a preset takes the values of that method first: an ablation then
-    differs in what its file names and nowhere else.
-    """
-    common_path, own_path = preset_files(method, dataset)
-    common, own = _read_toml(common_path), _read_toml(own_path)
-    names = {*common, *own}
-    if preset not in names:
-        raise _error(f"no preset '{preset}' for {method} on {dataset}{closest(preset, names)}")
-    signature = hyper_signature(method)
-    out: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
-    chain = _chain((own, common), preset)
-    if preset == DEFAULT_PRESET and preset not in own:
-        chain = [*_chain((own, common), FALLBACK_PRESET), preset]
-    for layer in _layers(common, chain, common_path):
-        for table, values in layer.items():
-            out[table].update({k: v for k, v in values.items() if table != "hyper" or k in signature})
-    for name in chain:
-        like = own.get(name, {}).get("like")
-        if like is not None:
-            for table, values in _of_model(str(like), dataset, name, own_path).items():
-                out[table].update({k: v for k, v in values.items() if table != "hyper" or k in signature})
-        for layer in _layers(own, [name], own_path):
-            for table, values in layer.items():
-                out[table].update(values)
-    return out
-
-
-def _of_model(model: str, dataset: str, preset: str, path: Path) -> dict[str, Any]:
-    """The preset of the method that another takes its values from (`like = "ours"`), own layers only."""
-    tables = _read_toml(preset_files(model, dataset)[1])
-    if preset not in tables:
-        raise _error(f"'{path.name}' takes '{preset}' from '{model}', which has none; name another method")
-    return _layers(tables, [preset], path)[0]
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """`beta=2.5` -> ("beta", 2.5). The value is TOML, or a bare string where it is not."""
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise _error(f"--set needs KEY=VALUE, got '{text}'; write for example --set beta=2.5")
+        raise misuse(f"--set needs KEY=VALUE, got '{text}'; write for example --set beta=2.5")
     value = value.strip()
     if value.lower() in ("none", "null"):
         return key.strip(), None
@@ -348,7 +254,7 @@ def resolve(
 
     Raises UsageError for an unknown preset, key or value.
     """
-    tables = load_preset(method, dataset, preset)
+    tables = load_preset(method, dataset, preset, hyper_signature(method))
     usual = _assemble(method, tables, complete=False)
     changed = dict(parse_override(text) for text in overrides)
     if precision is not None:
@@ -356,7 +262,7 @@ def resolve(
     if deterministic:
         changed["train.deterministic"] = True
     if seed < 0:
-        raise _error(f"the seed {seed} is negative; seeds are 0, 1, 2, ...")
+        raise misuse(f"the seed {seed} is negative; seeds are 0, 1, 2, ...")
     for key, value in changed.items():
         table, dot, name = key.partition(".")
         if not dot:
@@ -364,12 +270,12 @@ def resolve(
         elif table in TABLES:
             tables[table][name] = value
         else:
-            raise _error(f"unknown key '{key}'{closest(table, TABLES)}")
+            raise misuse(f"unknown key '{key}'{closest(table, TABLES)}")
     hyper, train, plan = _assemble(method, tables)
     try:
         json.dumps(plain(hyper), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise _error(f"a hyper-parameter of {method} cannot be stored ({error}); use plain values") from error
+        raise misuse(f"a hyper-parameter of {method} cannot be stored ({error}); use plain values") from error
     # A key set to what the preset says anyway makes no other row in a table.
     kept = _differences(usual, (hyper, train, plan))
     return RunConfig(method, dataset, preset, seed, hyper, train, plan, kept, init_from)

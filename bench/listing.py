@@ -50,7 +50,7 @@ def _loaded_row(name: str) -> list[str]:
 
 def datasets_text() -> str:
     """Every data set with its presets."""
-    from bench.config import preset_names
+    from bench.preset_files import preset_names
 
     rows = [["data set", "presets"]]
     rows += [[name, ", ".join(preset_names(name))] for name in dataset_names()]

@@ -341,12 +341,12 @@ def test_all_else_is_equal(dataset, preset):
 
 
 def test_a_preset_like_nothing_is_named(tmp_path, monkeypatch):
-    from bench import config
+    from bench import preset_files
 
     folder = tmp_path / "polydigits"
     folder.mkdir()
     (folder / "_common.toml").write_text("[quick.train]\nsteps = 3\n")
     (folder / "mle_ebm.toml").write_text('[quick]\nlike = "ours"\n')
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    monkeypatch.setattr(preset_files, "PRESETS", tmp_path)
     with pytest.raises(UsageError, match="'mle_ebm.toml' takes 'quick' from 'ours', which has none"):
         resolve("mle_ebm", "polydigits", "quick")

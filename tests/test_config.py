@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import TinyVAE
 
-from bench import config
+from bench import config, preset_files
 from bench.config import (
     Plan,
     RunConfig,
@@ -17,14 +17,12 @@ from bench.config import (
     class_signature,
     hyper_signature,
     parse_override,
-    preset_names,
     resolve,
 )
 from bench.errors import UsageError
+from bench.preset_files import PRESETS, preset_names
 from bench.registry import load_method_class, method_names
 from bench.store import train_fingerprint
-
-PRESETS = Path(config.__file__).parent / "presets"
 
 
 @pytest.mark.parametrize("dataset", ["polydigits", "polymnist", "shapes", "cub", "cub256", "coco"])
@@ -134,12 +132,12 @@ def write(folder: Path, name: str, text: str) -> None:
 def use_own_file(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `own.toml` be the file of every method."""
     found = (presets / "here" / "_common.toml", presets / "here" / "own.toml")
-    monkeypatch.setattr(config, "preset_files", lambda method, dataset: found)
+    monkeypatch.setattr(preset_files, "preset_files", lambda method, dataset: found)
 
 
 @pytest.fixture
 def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    monkeypatch.setattr(preset_files, "PRESETS", tmp_path)
     write(
         tmp_path,
         "_common",

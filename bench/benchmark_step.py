@@ -11,15 +11,12 @@ import torch
 
 from bench.build import build_method
 from bench.config import RunConfig
-from bench.costing import traceless
+from bench.costing import EPOCH, STEP, STEPS, traceless
 from bench.device import fetch
 from bench.optimise import Average, StageOptimiser, descend_all, only, stage_groups
 from datasets.spec import Batch, DataSpec, Split
 from methods.base import Method, Progress, Stage
 from metrics.cost import peak_memory_mb, reset_peak
-
-STEPS, STEP, EPOCH = 1000, 998, 10
-"""Steps of a stage and the one that is timed: every warm-up is over, and what ends a stage has not begun."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from metrics.cost import (
 )
 from metrics.protocol import Score
 
+STEPS, STEP, EPOCH = 1000, 998, 10
+"""Steps of a stage and the one that is measured: after every warm-up, before what ends a stage."""
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -39,10 +42,10 @@ class StepCost:
 
 
 def _pass(method: Method, batch: Batch, stage: Stage, precision: str) -> None:
-    """Forward and backward as in training, near the end of `stage`: after warm-ups, before its last step."""
+    """Forward and backward as in training, in step `STEP` of `stage`."""
     method.zero_grad(set_to_none=True)
     device = next(iter(batch.values())).device
-    for loss in losses_of(method, batch, Progress(stage.name, 998, 1000, 10), device, precision):
+    for loss in losses_of(method, batch, Progress(stage.name, STEP, STEPS, EPOCH), device, precision):
         loss.total.backward()
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_map
 
-from bench.benchmark_step import EPOCH, STEP, STEPS, Subject
+from bench.benchmark_step import Subject
+from bench.costing import EPOCH, STEP, STEPS
 from bench.device import autocast
 from bench.optimise import losses_of, only, stage_groups
 from bench.timing import Timing, weighted

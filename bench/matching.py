@@ -31,13 +31,9 @@ def needed(variant: Variant, dataset: str, preset: str) -> dict[str, Any]:
     }
 
 
-@cache
 def own_steps(dataset: str, preset: str, key: str) -> int:
-    """Length of a chain of `ours` in a preset; the paper's where there is no such preset."""
-    try:
-        return int(resolve("ours", dataset, preset).hyper[key])
-    except UserError:
-        return PAPER_STEPS
+    """Length of a chain of `ours` in a preset; its default, the paper's, where there is no such preset."""
+    return int(preset_hyper("ours", dataset, preset).get(key, PAPER_STEPS))
 
 
 def fits(result: Result, variant: Variant, group: Group, budget: float | None = None) -> bool:

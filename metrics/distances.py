@@ -200,8 +200,8 @@ class DistanceMetric:
             if found.without:
                 half = jackknife_half([values[family] for values in found.without])
                 interval = {"low": value - half, "high": value + half}
-            key |= {"judge": self.judge, **interval}
-            out.append(Score(f"{family}_{what}", value, found.n, better, **key))  # type: ignore[arg-type]
+            named = {"judge": self.judge, **key, **interval}
+            out.append(Score(f"{family}_{what}", value, found.n, better, **named))  # type: ignore[arg-type]
         return out
 
     def _mean(self, kind: str, cells: list[Found], **key: object) -> list[Score]:

@@ -9,6 +9,7 @@ import torch
 from cooperative_support import SMALL
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from bench.costing import step_cost
 from datasets.spec import DataSpec, Modality
 from methods.base import Progress
 from methods.indep_generators import IndepGenerators
@@ -305,6 +306,20 @@ def test_components_are_found_anew_so_often(monkeypatch, renewals: int, steps: l
             found.append(12)
         assert bool(torch.isfinite(loss.total))
     assert found == [0, *steps]
+
+
+def test_a_measured_step_fits_no_prior(monkeypatch) -> None:
+    """What ends a stage is not what a step costs."""
+    torch.manual_seed(0)
+    settings = {"fit_prior": True, "prior_components": 3, "prior_renewals": 5}
+    method = Ours(SPEC, **{**SMALL, **settings})
+    prior = method.priors.of("z")
+    prior.track(torch.randn(600, method.latent))
+    method(batch(), Progress("revision", 0, 10))
+    monkeypatch.setattr(prior, "_find", lambda: pytest.fail("components were found in a measured step"))
+    assert step_cost(method, batch()).flops > 0
+    with pytest.raises(pytest.fail.Exception, match="components"):
+        method(batch(), Progress("revision", 9, 10))
 
 
 @pytest.mark.parametrize("settings", [{}, {"fit_prior": True}])

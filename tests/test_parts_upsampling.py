@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,3 +88,18 @@ def test_the_weights_are_those_of_the_layer_that_it_replaces() -> None:
     theirs = torch.nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1)
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, ours.state_dict()[name])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_gradients_are_right_when_compiled_in_a_chain_and_in_training(trained: bool) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = DoublingConv(4, 3, (1, 1)).requires_grad_(trained)
+    compiled = copy.deepcopy(layer)
+    compiled.compile(backend="aot_eager", dynamic=False)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    found = []
+    for network in (layer, compiled):
+        asked = [x, *(network.parameters() if trained else ())]
+        found.append(torch.autograd.grad(network(x).square().sum(), asked))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)

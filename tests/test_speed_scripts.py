@@ -6,13 +6,19 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import compiled_speed
 import loop_speed
 import pytest
+import speed_data
 import torch
+import torch._dynamo
 import variants_speed
 
+from bench.build import build_method
 from bench.cli import cli
+from bench.config import resolve
 from bench.timing import Timing
 from datasets.spec import Batch
 from methods.base import Loss, Progress
@@ -113,3 +119,27 @@ def test_every_command_of_the_page_is_one_of_ours() -> None:
             assert {word for word in words[2:] if word.startswith("--")} <= known, line
         else:
             assert words[:2] == ["pip", "install"], line
+
+
+def test_compiled_networks_learn_what_others_do_even_after_a_chain_that_froze_them() -> None:
+    sets = ["train.batch_size=4", "width=4", "latent=4", "energy_width=4", "stem_width=2", "latent_steps=2"]
+    config = resolve("ours", "polydigits", "quick", [*sets, "data_steps=2", "warm_start=0"])
+    torch._dynamo.reset()
+    with mock.patch.object(torch._dynamo.config, "recompile_limit", 64):
+        sides = compiled_speed.both_sides(config, torch.device("cpu"), "aot_eager", None)
+        for chain in compiled_speed.chains(sides["compiled"]).values():
+            chain()
+        stage = next(s for s in sides["compiled"].method.stages if s.name == "revision")
+        plain, fast = (compiled_speed.gradients(s, stage) for s in sides.values())
+    assert compiled_speed.deviation(plain, fast) < 1e-4
+    assert len(plain) > 50
+    fast.pop(next(iter(fast)))
+    assert compiled_speed.deviation(plain, fast) == float("inf")
+
+
+def test_networks_that_are_compiled_are_the_outermost_and_all_of_them() -> None:
+    method = build_method(resolve("ours", "polydigits", "quick"), speed_data.PICTURES)
+    found = list(compiled_speed.networks(method))
+    assert len(found) == 5 + 5 + 1
+    below = {id(p) for network in found for p in network.parameters()}
+    assert below == {id(p) for p in method.parameters()}

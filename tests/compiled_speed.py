@@ -8,8 +8,8 @@ what lies between them, and the loop of a chain, stays Python. Both sides start 
 equal numbers, so the gradients of one step are compared as well: a fast path that learns something
 else is none. Needs a C++ compiler on a CPU; the first calls, which compile, are not timed.
 
-Dynamo does not look whether parameters ask for gradients when it takes a graph from its cache (pytorch issue
-139476): one that was traced in a chain, whose networks are frozen, would leave training without gradients,
+Dynamo may not look whether parameters ask for gradients when the same module comes again (pytorch issue
+139476): a graph traced in a chain, whose networks are frozen, would leave training without gradients,
 and one traced in training would give the chain some that nobody wants. So every call says which ask.
 """
 
@@ -50,6 +50,7 @@ def compile_alone(network: nn.Module, backend: str, mode: str | None) -> None:
     plain, parameters = network.forward, list(network.parameters())
 
     def traced(asking: tuple[bool, ...], *arguments: object) -> object:
+        assert all(a in (True, False) for a in asking)  # dynamo guards only what is read
         return plain(*arguments)
 
     fast = torch.compile(traced, dynamic=False, backend=backend, mode=mode)
@@ -81,7 +82,8 @@ def deviation(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     if first.keys() != second.keys():
         return float("inf")
     whole = torch.stack([g.norm() for g in first.values()]).norm()
-    return max(float((second[k] - g).norm() / g.norm().clamp_min(1e-3 * whole)) for k, g in first.items())
+    apart = [(second[k] - g).norm() / g.norm().clamp_min(1e-3 * whole) for k, g in first.items()]
+    return float(torch.stack(apart).max())
 
 
 def chains(s: Subject) -> dict[str, Callable[[], object]]:

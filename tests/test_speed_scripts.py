@@ -23,6 +23,8 @@ from bench.timing import Timing
 from datasets.spec import Batch
 from methods.base import Loss, Progress
 from methods.mmvae import MMVAE
+from methods.parts.langevin import frozen
+from methods.parts.networks.build import build_decoder
 from methods.parts.networks.upsampling import DoublingConv
 from methods.parts.vae import MultimodalVAE
 
@@ -135,6 +137,17 @@ def test_compiled_networks_learn_what_others_do_even_after_a_chain_that_froze_th
     assert len(plain) > 50
     fast.pop(next(iter(fast)))
     assert compiled_speed.deviation(plain, fast) == float("inf")
+
+
+def test_a_graph_of_a_chain_is_not_taken_for_training() -> None:
+    torch._dynamo.reset()
+    network = build_decoder(speed_data.PICTURES["m0"], 4, "cnn", 4)
+    compiled_speed.compile_alone(network, "aot_eager", None)
+    z = torch.randn(2, 4, requires_grad=True)
+    with frozen(network):
+        network(z).sum().backward()
+    network(z).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_networks_that_are_compiled_are_the_outermost_and_all_of_them() -> None:

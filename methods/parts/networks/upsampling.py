@@ -59,7 +59,7 @@ class DoublingConv(nn.ConvTranspose2d):
         super().__init__(channels_in, channels_out, 3, 2, 1, output_padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Dynamo fixes `needs_input_grad` of a function when it traces it, and then leaves gradients out.
+        # Compiled, the addition in place in `_Doubling.forward` makes all gradients 0 (torch 2.11).
         if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         # A FLOP counter is a dispatch mode; it must find the same operations on every device.

@@ -91,15 +91,17 @@ def test_the_weights_are_those_of_the_layer_that_it_replaces() -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_gradients_are_right_when_compiled_in_a_chain_and_in_training(trained: bool) -> None:
+def test_gradients_are_right_when_compiled_whether_weights_ask_for_them_or_not(trained: bool) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
     layer = DoublingConv(4, 3, (1, 1)).requires_grad_(trained)
     compiled = copy.deepcopy(layer)
     compiled.compile(backend="aot_eager", dynamic=False)
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    found = []
+    found, counters = [], torch._dynamo.utils.counters
+    counters.clear()
     for network in (layer, compiled):
         asked = [x, *(network.parameters() if trained else ())]
         found.append(torch.autograd.grad(network(x).square().sum(), asked))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1

@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import compiled_speed
 import loop_speed
@@ -127,7 +126,8 @@ def test_compiled_networks_learn_what_others_do_even_after_a_chain_that_froze_th
     sets = ["train.batch_size=4", "width=4", "latent=4", "energy_width=4", "stem_width=2", "latent_steps=2"]
     config = resolve("ours", "polydigits", "quick", [*sets, "data_steps=2", "warm_start=0"])
     torch._dynamo.reset()
-    with mock.patch.object(torch._dynamo.config, "recompile_limit", 64):
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(compiled_speed.NO_WAY_BACK):
         sides = compiled_speed.both_sides(config, torch.device("cpu"), "aot_eager", None)
         for chain in compiled_speed.chains(sides["compiled"]).values():
             chain()
@@ -135,6 +135,7 @@ def test_compiled_networks_learn_what_others_do_even_after_a_chain_that_froze_th
         plain, fast = (compiled_speed.gradients(s, stage) for s in sides.values())
     assert compiled_speed.deviation(plain, fast) < 1e-4
     assert len(plain) > 50
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 3
     fast.pop(next(iter(fast)))
     assert compiled_speed.deviation(plain, fast) == float("inf")
 

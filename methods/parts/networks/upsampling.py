@@ -40,8 +40,10 @@ class _Doubling(torch.autograd.Function):
     def forward(ctx, x, kernel, bias, output_padding):
         ctx.save_for_backward(x, kernel)
         ctx.output_padding = output_padding
-        # Given the bias, oneDNN takes a slower kernel; added in place it costs next to nothing.
-        return doubled(x, kernel, output_padding).add_(bias.view(1, -1, 1, 1))
+        out, bias = doubled(x, kernel, output_padding), bias.view(1, -1, 1, 1)
+        # Given the bias, oneDNN takes a slower kernel; added in place it costs next to nothing. Compiled, an
+        # addition in place makes all gradients 0 (torch 2.11), and one that is not is fused.
+        return out + bias if torch.compiler.is_compiling() else out.add_(bias)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -59,10 +61,7 @@ class DoublingConv(nn.ConvTranspose2d):
         super().__init__(channels_in, channels_out, 3, 2, 1, output_padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Compiled, the addition in place in `_Doubling.forward` makes all gradients 0 (torch 2.11).
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
         # A FLOP counter is a dispatch mode; it must find the same operations on every device.
-        if is_in_torch_dispatch_mode():
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
             return super().forward(x)
         return _Doubling.apply(x, self.weight, self.bias, self.output_padding)

@@ -5,19 +5,21 @@ Inference  q_f(z, W|X) = [(1/M) sum_m q_m(z|x_m)] prod_m q_m(w_m|x_m)
 Revision   both chains as in `ours`; the latent chain moves z and all w_m together.
 Cross generation draws the w_m of missing modalities from the prior.
 
-Not in P1: `private_from_prior`, the share of examples in which z alone explains all pictures but one.
+Not in P1: `private_from_prior`, the share of examples in which z alone explains all pictures but one; and
+`private_log_variance_high`, by which experts can be narrow in z and broad in w_m.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from datasets.spec import DataSpec
+from datasets.spec import Batch, DataSpec
 from methods.parts.cooperative import Cooperative
+from methods.parts.cooperative_settings import check_log_variances
 from methods.parts.langevin import State
 from methods.parts.latents import Expert
 
@@ -27,6 +29,7 @@ class OursW(Cooperative):
 
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
     latents = "shared+private"
+    added: ClassVar[dict[str, object]] = {**Cooperative.added, "private_log_variance_high": 1.0}
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class OursW(Cooperative):
         latent: int = 32,
         private: int = 32,
         private_from_prior: float = 0.0,
+        private_log_variance_high: float = 1.0,
         **settings: Any,
     ) -> None:
         if not 0 <= private_from_prior <= 1:
@@ -43,7 +47,15 @@ class OursW(Cooperative):
             raise ValueError(f"private={private} leaves nothing private; give 1 or more, or take `ours`")
         self.private = private  # first, since the networks are built for it
         super().__init__(spec, latent=latent, **settings)
+        check_log_variances(self.log_variance_low, private_log_variance_high, "private_")
         self.private_from_prior = private_from_prior
+        self.private_log_variance_high = private_log_variance_high
+
+    def experts(self, x: Batch) -> dict[str, Expert]:
+        """q_m(z | x_m) and q_m(w_m | x_m), each with its own upper bound on the log-variances."""
+        z, w = self.log_variance_high, self.private_log_variance_high
+        drawn = {name: self.encoders[name](image) for name, image in x.items()}
+        return {name: Expert(self.bounded(e.z, z), self.bounded(e.w, w)) for name, e in drawn.items()}
 
     def training_start(
         self, experts: Mapping[str, Expert], chosen: Tensor | None = None

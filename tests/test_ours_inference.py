@@ -107,3 +107,20 @@ def test_what_acts_in_revision_alone_is_refused_without_it(name):
 def test_own_ends_refuse_what_contradicts_them(other):
     with pytest.raises(ValueError, match="own_ends"):
         make(own_ends=True, **other)
+
+
+@pytest.mark.parametrize(("z", "w"), [(-4.0, 1.0), (1.0, -4.0), (0.0, 0.0)])
+def test_shared_and_private_latents_have_their_own_bounds(z, w):
+    method = make(OursW, log_variance_high=z, private_log_variance_high=w)
+    with torch.no_grad():
+        for encoder in method.encoders.values():
+            encoder.towers[0].scale.bias.fill_(20.0)  # as broad as they may be
+    for e in method.experts(method.to_model(batch())).values():
+        torch.testing.assert_close(2 * e.z.scale.log(), torch.full_like(e.z.scale, z), atol=2e-2, rtol=0)
+        torch.testing.assert_close(2 * e.w.scale.log(), torch.full_like(e.w.scale, w), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["log_variance_high", "private_log_variance_high"])
+def test_log_variances_without_room_are_refused(name):
+    with pytest.raises(ValueError, match=f"log_variance_low=-8.0 must lie below {name}=-9.0"):
+        make(OursW, **{name: -9.0})

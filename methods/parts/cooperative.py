@@ -205,11 +205,13 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         return torch.cat([latent[f"w.{name}"], latent["z"]], -1) if self.private else latent["z"]
 
     def experts(self, x: Batch) -> dict[str, Expert]:
-        """q_m(z | x_m) and q_m(w_m | x_m), their log-variances bounded smoothly."""
-        return {name: self.encoders[name](image).map(self._bounded) for name, image in x.items()}
+        """q_m(z | x_m), log-variances bounded smoothly."""
+        drawn = {name: self.encoders[name](image) for name, image in x.items()}
+        return {name: Expert(self.bounded(e.z, self.log_variance_high)) for name, e in drawn.items()}
 
-    def _bounded(self, q: Diagonal) -> Diagonal:
-        log_variance = soft_clamp(2 * q.scale.log(), self.log_variance_low, self.log_variance_high)
+    def bounded(self, q: Diagonal, high: float) -> Diagonal:
+        """q as a distribution of the family `posterior`, its log-variances in (`log_variance_low`, high)."""
+        log_variance = soft_clamp(2 * q.scale.log(), self.log_variance_low, high)
         return Diagonal(q.location, (0.5 * log_variance).exp(), self.posterior == "laplace")
 
     def shared_blocks(self) -> tuple[str, ...]:

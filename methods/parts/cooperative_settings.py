@@ -28,8 +28,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("beta1", "beta2"):
         if not 0 <= settings[name] < 1:
             raise ValueError(f"{name}={settings[name]} is impossible; give one in [0, 1)")
-    if settings["log_variance_low"] >= settings["log_variance_high"]:
-        raise ValueError("log_variance_low must lie below log_variance_high")
+    check_log_variances(settings["log_variance_low"], settings["log_variance_high"])
     if settings["fit_prior"] and settings["prior"] != "gaussian":
         raise ValueError("fit_prior fits a normal prior; give prior=gaussian, or fit_prior=false")
     if settings["prior_renewals"] and not (settings["fit_prior"] and settings["prior_components"] > 1):
@@ -45,6 +44,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("expert_mean weighs a mixture that own_ends does not use; leave one of them")
     if settings["temper_energy_loss"] and not settings["data_noise"]:
         raise ValueError("temper_energy_loss divides by data_noise; give data_noise > 0")
+
+
+def check_log_variances(low: float, high: float, of: str = "") -> None:
+    """Raises ValueError unless the bounds on log-variances, of private latents or of z, are in order."""
+    if low >= high:
+        raise ValueError(f"log_variance_low={low} must lie below {of}log_variance_high={high}")
 
 
 def repeats_of(updates: str) -> dict[str, int]:

@@ -64,6 +64,25 @@ def is_the_preset(variant: Variant, dataset: str, preset: str) -> bool:
     return all(own.get(key) == value for key, value in variant.hyper.items())
 
 
+def is_named_again(variant: Variant, others: Iterable[Variant], dataset: str, preset: str) -> bool:
+    """Whether one of `others` stands for the same runs, as it does where a preset counts operations.
+
+    There are no runs of as many examples then, only those of as many operations.
+    """
+    if variant.same_flops_as or flops_of(variant.method, dataset, preset) is None:
+        return False
+    own = (variant.method, variant.sampler, variant.hyper)
+    return any(v.same_flops_as and (v.method, v.sampler, v.hyper) == own for v in others)
+
+
+def flops_of(method: str, dataset: str, preset: str) -> float | None:
+    """Training FLOPs that a preset gives a method, None where it counts steps or is not here."""
+    try:
+        return resolve(method, dataset, preset).train.flops
+    except UserError:
+        return None
+
+
 @cache
 def preset_hyper(method: str, dataset: str, preset: str) -> Mapping[str, Any]:
     """All hyper-parameters of a preset, with those at their defaults; of no preset the defaults alone."""
@@ -120,13 +139,9 @@ def row_command(variant: Variant, dataset: str, preset: str, flops: float | None
 
     flops: the training budget it has to match, if any; None where that is asked for and not known yet.
     """
-    try:
-        budget = resolve(variant.method, dataset, preset).train.flops
-    except UserError:  # a preset or data set that is not here
-        budget = None
     own = preset_hyper(variant.method, dataset, preset)
     changed = {k: v for k, v in needed(variant, dataset, preset).items() if own.get(k) != v}
-    if variant.same_flops_as and budget is None:
+    if variant.same_flops_as and flops_of(variant.method, dataset, preset) is None:
         if flops is None:
             return None
         changed["train.flops"] = f"{flops:.4g}"

@@ -12,6 +12,7 @@ from bench.matching import (
     budget_of,
     find_result,
     is_ablation,
+    is_named_again,
     is_the_preset,
     needed,
     otherwise_planned,
@@ -87,7 +88,8 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
     """Published rows in their order, a row per variant a name may stand for, then other measured methods.
 
     What another table names as an ablation belongs there. A closed table has no others but further runs of
-    the ablations that it names. In a table of the suite an ablation that the preset is anyway has no row.
+    the ablations that it names. In a table of the suite an ablation that the preset is anyway has no row, nor
+    has one whose runs another row has.
     """
     variants = sheet.book.variants
     lines: list[Line] = []
@@ -96,7 +98,9 @@ def lines_of(sheet: Sheet, keys: Sequence[str]) -> list[Line]:
         lines.append(Line(variant.name, key, variant))
         lines += [Line(variants[b].name, "", variants[b]) for b in variant.beside if b not in keys]
     if sheet.part.source == SUITE:
-        lines = [line for line in lines if not is_the_preset(line.variant, *where_of(sheet))]
+        where, named = where_of(sheet), [variants[key] for key in keys]
+        lines = [line for line in lines if not is_the_preset(line.variant, *where)]
+        lines = [line for line in lines if not is_named_again(line.variant, named, *where)]
     published = list(lines)
     lines = [line for row in published for line in (row, *_also(sheet, row.variant))]
     if sheet.group is None:

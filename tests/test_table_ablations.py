@@ -13,7 +13,7 @@ from bench.cli import cli
 from bench.config import resolve
 from bench.errors import UsageError
 from bench.losses import plot_losses
-from bench.matching import is_the_preset, needed, row_command
+from bench.matching import is_named_again, is_the_preset, needed, row_command
 from bench.paper_tables import paper_table
 from bench.reference import reference
 from bench.registry import method_names
@@ -146,6 +146,19 @@ def test_the_vae_part_counts_only_at_equal_flops(tmp_path):
     ours(tmp_path, flops=5e8, steps=400, **{"warm_start": 1.0, "train.flops": 2e11})
     cell = table_of(tmp_path, "ablations").row(label).cells["coherence_joint"]
     assert cell.value == pytest.approx(0.5), "sampler gen"
+
+
+@pytest.mark.parametrize(("preset", "again"), [("quick", False), ("fair", False), ("fair-compute", True)])
+def test_as_many_examples_has_no_row_where_a_preset_counts_operations(preset, again):
+    named = {key: v for key, v in reference().variants.items() if v.ablation}
+    repeated = [key for key, v in named.items() if is_named_again(v, named.values(), "polydigits", preset)]
+    assert repeated == (["ours_vae_examples"] if again else [])
+
+
+def test_the_vae_part_has_one_row_where_a_preset_counts_operations(tmp_path):
+    write_run(tmp_path, "ours", ours_scores(), preset="fair-compute")
+    labels = [row.label for row in table_of(tmp_path, "ablations").rows if "VAE part" in row.label]
+    assert labels == ["Ours, VAE part alone, as many operations"]
 
 
 def test_a_task_that_a_method_lacks_is_not_missing(tmp_path):

@@ -6,7 +6,8 @@ Revision   both chains as in `ours`; the latent chain moves z and all w_m togeth
 Cross generation draws the w_m of missing modalities from the prior.
 
 Not in P1: `private_from_prior`, the share of examples in which z alone explains all pictures but one; and
-`private_log_variance_high`, by which experts can be narrow in z and broad in w_m.
+`private_log_variance_high`, the upper bound for w_m (None: as for z), by which experts can be narrow in z and
+broad in w_m.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class OursW(Cooperative):
 
     citation = "Cui, Lao, Yu: Learning Multimodal EBM with Multimodal VAE via MCMC Revision. TMLR 2026"
     latents = "shared+private"
-    added: ClassVar[dict[str, object]] = {**Cooperative.added, "private_log_variance_high": 1.0}
+    added: ClassVar[dict[str, object]] = {**Cooperative.added, "private_log_variance_high": None}
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class OursW(Cooperative):
         latent: int = 32,
         private: int = 32,
         private_from_prior: float = 0.0,
-        private_log_variance_high: float = 1.0,
+        private_log_variance_high: float | None = None,
         **settings: Any,
     ) -> None:
         if not 0 <= private_from_prior <= 1:
@@ -47,9 +48,10 @@ class OursW(Cooperative):
             raise ValueError(f"private={private} leaves nothing private; give 1 or more, or take `ours`")
         self.private = private  # first, since the networks are built for it
         super().__init__(spec, latent=latent, **settings)
-        check_log_variances(self.log_variance_low, private_log_variance_high, "private_")
         self.private_from_prior = private_from_prior
-        self.private_log_variance_high = private_log_variance_high
+        own = private_log_variance_high
+        self.private_log_variance_high = self.log_variance_high if own is None else own
+        check_log_variances(self.log_variance_low, self.private_log_variance_high, "private_")
 
     def experts(self, x: Batch) -> dict[str, Expert]:
         """q_m(z | x_m) and q_m(w_m | x_m), each with its own upper bound on the log-variances."""

@@ -109,9 +109,9 @@ def test_own_ends_refuse_what_contradicts_them(other):
         make(own_ends=True, **other)
 
 
-@pytest.mark.parametrize(("z", "w"), [(-4.0, 1.0), (1.0, -4.0), (0.0, 0.0)])
-def test_shared_and_private_latents_have_their_own_bounds(z, w):
-    method = make(OursW, log_variance_high=z, private_log_variance_high=w)
+@pytest.mark.parametrize(("z", "private", "w"), [(-4.0, 1.0, 1.0), (1.0, -4.0, -4.0), (-4.0, None, -4.0)])
+def test_shared_and_private_latents_have_their_own_bounds(z, private, w):
+    method = make(OursW, log_variance_high=z, private_log_variance_high=private)
     with torch.no_grad():
         for encoder in method.encoders.values():
             encoder.towers[0].scale.bias.fill_(20.0)  # as broad as they may be

@@ -254,6 +254,8 @@ def resolve(
 
     Raises UsageError for an unknown preset, key or value.
     """
+    from bench.registry import load_method_class
+
     tables = load_preset(method, dataset, preset, hyper_signature(method))
     usual = _assemble(method, tables, complete=False)
     changed = dict(parse_override(text) for text in overrides)
@@ -277,7 +279,7 @@ def resolve(
     except (TypeError, ValueError) as error:
         raise misuse(f"a hyper-parameter of {method} cannot be stored ({error}); use plain values") from error
     # A key set to what the preset says anyway makes no other row in a table.
-    kept = _differences(usual, (hyper, train, plan))
+    kept = _differences(usual, (hyper, train, plan), getattr(load_method_class(method), "added", {}))
     return RunConfig(method, dataset, preset, seed, hyper, train, plan, kept, init_from)
 
 
@@ -295,10 +297,15 @@ def _assemble(
     )
 
 
-def _differences(usual: tuple[Any, Any, Any], actual: tuple[Any, Any, Any]) -> dict[str, Any]:
+def _differences(
+    usual: tuple[Any, Any, Any], actual: tuple[Any, Any, Any], added: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `actual` has otherwise than `usual`. added: what `check_hyper` leaves out at these values."""
+
     def flat(hyper: Mapping[str, Any], train: TrainConfig, plan: Plan) -> dict[str, Any]:
         budget = {f"train.{k}": v for k, v in train.identity().items()}
         return {
+            **plain(added),
             **plain(hyper),
             **plain(budget),
             **{f"plan.{k}": plain(v) for k, v in plan.identity().items()},

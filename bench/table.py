@@ -108,7 +108,10 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
     table.notes = data_notes(group) + notes + result_notes(group, table, marks)
     if aside:
         count = sum(len(result.runs) for result in aside)
-        table.notes.append(f"Ablations, {count} runs: `bench table ablations`, `3`, `9`, `moe_ebm_paper/2`.")
+        here = f"--dataset {group.key.dataset}"
+        table.notes.append(
+            f"Ablations, {count} runs: `bench table ablations {here}`, also `3`, `9`, `moe_ebm_paper/2`."
+        )
     elsewhere = otherwise_planned(group, others)
     _add_missing(table, replace(group, results=compared), [m for m in methods if m not in elsewhere])
     table.excluded = excluded_lines(group, others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TinyVAE
@@ -242,3 +243,19 @@ def test_every_method_has_a_citation_and_a_polymnist_file_of_its_own(method: str
     assert "," in load_method_class(method).citation
     own = tomllib.loads((PRESETS / "polymnist" / f"{method}.toml").read_text(encoding="utf-8"))
     assert {"quick", "fair", "paper"} <= set(own)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("own_ends", False), ("prior_renewals", 0)])
+def test_what_came_later_and_a_preset_has_is_an_override_where_it_is_set_back(
+    setting: str, value: Any
+) -> None:
+    usual, back = (resolve("ours", "polydigits", "fair", more) for more in ((), (f"{setting}={value}",)))
+    assert not usual.overrides and back.overrides == {setting: value}
+    assert setting in usual.hyper and setting not in back.hyper
+
+
+@pytest.mark.parametrize("dataset", ["polydigits", "polymnist"])
+def test_quick_gives_every_method_that_has_one_rate_the_common_one(dataset: str) -> None:
+    hyper = {method: resolve(method, dataset, "quick").hyper for method in method_names()}
+    assert {h["lr"] for h in hyper.values() if "lr" in h} == {3e-3}
+    assert {h["lr_generator"] for h in hyper.values() if "lr_generator" in h} == {3e-3}

@@ -161,6 +161,14 @@ def test_the_vae_part_has_one_row_where_a_preset_counts_operations(tmp_path):
     assert labels == ["Ours, VAE part alone, as many operations"]
 
 
+def test_a_preset_that_counts_operations_needs_no_run_to_count_them_by(tmp_path):
+    alone = {"warm_start": 1.0, "own_ends": False, "prior_renewals": 0}
+    write_run(tmp_path, "ours", ours_scores(), preset="fair-compute", hyper=STEPS, overrides=alone)
+    table = table_of(tmp_path, "ablations")
+    assert table.row("Ours, VAE part alone, as many operations").cells["coherence_joint"].state == "value"
+    assert not any("warm_start=1" in command for command in table.commands)
+
+
 def test_a_task_that_a_method_lacks_is_not_missing(tmp_path):
     noise_only(tmp_path, 10, 900.0)
     ours(tmp_path)
@@ -214,7 +222,13 @@ def test_ablations_are_methods_and_settings_that_exist():
 
 @pytest.mark.parametrize(
     ("dataset", "preset"),
-    [("polydigits", "quick"), ("polydigits", "fair"), ("polydigits", "paper"), ("shapes", "fair")],
+    [
+        ("polydigits", "quick"),
+        ("polydigits", "fair"),
+        ("polydigits", "paper"),
+        ("polymnist", "quick"),
+        ("shapes", "fair"),
+    ],
 )
 def test_commands_of_missing_ablations_are_not_refused(dataset, preset):
     """What a preset switches on and an ablation cannot have, the ablation switches off."""

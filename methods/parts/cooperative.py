@@ -4,12 +4,13 @@ Notation as in P1 (METHODS 2.14): U energy (low = likely), G_m generators, q_m e
 private latents. Images live in [-1, 1] inside; text is tokens for the likelihood and the experts, and a
 continuous state in the data chain (`text_state`, METHODS 2.14.5). The chains are in `cooperative_chains`,
 the losses in `cooperative_losses`, the samplers in `cooperative_sampling`; `Ours`, `OursW` and the ablations
-of P1 section 5.2 differ in their latents alone.
+of P1 section 5.2 differ in their latents, and in how these are bounded, alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -205,12 +206,12 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
         return torch.cat([latent[f"w.{name}"], latent["z"]], -1) if self.private else latent["z"]
 
     def experts(self, x: Batch) -> dict[str, Expert]:
-        """q_m(z | x_m), log-variances bounded smoothly."""
-        drawn = {name: self.encoders[name](image) for name, image in x.items()}
-        return {name: Expert(self.bounded(e.z, self.log_variance_high)) for name, e in drawn.items()}
+        """q_m(z | x_m) and, with private latents, q_m(w_m | x_m); log-variances are bounded smoothly."""
+        bounded = partial(self.bounded, high=self.log_variance_high)
+        return {name: self.encoders[name](image).map(bounded) for name, image in x.items()}
 
     def bounded(self, q: Diagonal, high: float) -> Diagonal:
-        """q as a distribution of the family `posterior`, its log-variances in (`log_variance_low`, high)."""
+        """q as one of the family `posterior`, its log-variances between `log_variance_low` and about high."""
         log_variance = soft_clamp(2 * q.scale.log(), self.log_variance_low, high)
         return Diagonal(q.location, (0.5 * log_variance).exp(), self.posterior == "laplace")
 

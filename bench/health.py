@@ -2,13 +2,15 @@
 
 A run that diverges is stopped (`methods.base.Diverged`). These are for the others: they end, with scores that
 say little about the method. What is looked at are terms that `ours` and its relatives log:
-`share.<modality>`, how much each expert has of the mixture at the draws of the posterior, and
-`prior_components.<latent>`, exp of the entropy of the shares of a fitted prior. The log alone decides, so
-that a table can say it of a committed record without importing the method.
+`share.<modality>`, how much each expert has of the mixture at the draws of the posterior,
+`prior_components.<latent>`, exp of the entropy of the shares of a fitted prior, and
+`prior_log_scale.<latent>`, its mean log scale. The log alone decides, so that a table can say it of a
+committed record without importing the method.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +18,9 @@ STARVED = 0.1
 """Of 1 / M, below which an expert takes no part any more (METHODS 2.14.7)."""
 MERGED = 0.25
 """Of the components at the start of a stage, below which the prior has lost its clusters."""
+SPREAD = 1.0
+"""Rise of the log scale of a fitted prior over a stage, above which experts learn their own noise: they fit
+draws that vary as much as they do, and nothing in the loss holds their variance (docs/tuning.md)."""
 PATIENCE = 3
 """Lines of the log in a row that must show a sign: a stage may begin with one that passes."""
 
@@ -37,6 +42,12 @@ def signs(first: Terms, now: Terms) -> dict[str, str]:
             found[name] = (
                 f"the fitted prior has {value:.3g} effective components left of {first[name]:.3g}; let the "
                 "generator step less often (updates) or lower lr_generator"
+            )
+        if name.startswith("prior_log_scale.") and value > first.get(name, value) + SPREAD:
+            found[name] = (
+                f"the fitted prior is {math.exp(value - first[name]):.3g} times as wide as at first: experts "
+                "learn their own noise; allow them less (log_variance_high) or lengthen the latent chain "
+                "(latent_steps, latent_step_size)"
             )
     return found
 

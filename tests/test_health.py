@@ -18,6 +18,7 @@ from bench.table import comparison_tables
 WELL = {
     **{f"share.m{i}": 0.2 for i in range(5)},
     "prior_components.z": 16.0,
+    "prior_log_scale.z": -0.5,
     "loss": 900.0,
 }
 
@@ -31,6 +32,7 @@ def entry(step: int, stage: str = "revision", **terms: float) -> dict[str, objec
     [
         ({"share.m3": 0.019}, "share", ("m3 1.9%", "latent_steps")),
         ({"prior_components.z": 3.9}, "prior_components.z", ("3.9", "16", "updates")),
+        ({"prior_log_scale.z": 0.6}, "prior_log_scale.z", ("3 times as wide", "log_variance_high")),
     ],
 )
 def test_each_sign_names_its_knob(terms: dict[str, float], kind: str, words: tuple[str, ...]) -> None:
@@ -39,14 +41,14 @@ def test_each_sign_names_its_knob(terms: dict[str, float], kind: str, words: tup
 
 
 def test_the_limits_are_those_of_the_text() -> None:
-    assert not signs(WELL, {**WELL, "share.m3": 0.02, "prior_components.z": 4.0})
+    assert not signs(WELL, {**WELL, "share.m3": 0.02, "prior_components.z": 4.0, "prior_log_scale.z": 0.5})
     assert not signs({}, WELL), "a term that the first line lacks cannot have changed"
 
 
-@given(st.lists(st.floats(0.021, 1.0), min_size=5, max_size=5), st.floats(4.0, 20.0))
-def test_healthy_terms_have_no_signs(shares: list[float], components: float) -> None:
+@given(st.lists(st.floats(0.021, 1.0), min_size=5, max_size=5), st.floats(4.0, 20.0), st.floats(-3.0, 0.49))
+def test_healthy_terms_have_no_signs(shares: list[float], components: float, scale: float) -> None:
     now = {f"share.m{i}": value for i, value in enumerate(shares)}
-    assert not signs(WELL, {**WELL, **now, "prior_components.z": components})
+    assert not signs(WELL, {**WELL, **now, "prior_components.z": components, "prior_log_scale.z": scale})
 
 
 def test_a_sign_is_told_when_it_lasts_and_once_a_stage() -> None:

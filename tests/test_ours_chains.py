@@ -112,6 +112,8 @@ def test_network_evaluations():
         ({"log_posterior": (-1e3, -1e6)}, "fell"),
         ({"displacement": 1.5}, "moved"),
         ({"energy_gap": float("nan")}, "finite"),
+        ({"prior_mean": 134.0}, "fitted prior ran away"),
+        ({"prior_mean": float("inf")}, "finite"),
     ],
 )
 def test_diverging_chains_are_named(trouble, word):
@@ -125,6 +127,14 @@ def test_a_runaway_latent_chain_stops_training():
     with pytest.raises(Diverged, match="finite|fell"):
         for _ in range(3):
             method(batch(), Progress("revision", 0, 10))
+
+
+def test_a_runaway_prior_stops_training():
+    method = make(fit_prior=True)
+    method(batch(), Progress("revision", 0, 10))
+    method.priors.track({"z": 100 + torch.randn(10_000, method.latent)})
+    with pytest.raises(Diverged, match="fitted prior ran away.*log_variance_high"):
+        method(batch(), Progress("revision", 0, 10))
 
 
 def test_a_runaway_data_chain_stops_training():

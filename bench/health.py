@@ -19,8 +19,8 @@ STARVED = 0.1
 MERGED = 0.25
 """Of the components at the start of a stage, below which the prior has lost its clusters."""
 SPREAD = 1.0
-"""Rise of the log scale of a fitted prior over a stage, above which experts learn their own noise: they fit
-draws that vary as much as they do, and nothing in the loss holds their variance (docs/tuning.md)."""
+"""Rise of the mean log scale of the prior's components over a stage, above which latents spread: experts
+probably learn draws as wide as their own, and nothing in the loss holds their variance (docs/tuning.md)."""
 PATIENCE = 3
 """Lines of the log in a row that must show a sign: a stage may begin with one that passes."""
 
@@ -45,9 +45,9 @@ def signs(first: Terms, now: Terms) -> dict[str, str]:
             )
         if name.startswith("prior_log_scale.") and value > first.get(name, value) + SPREAD:
             found[name] = (
-                f"the fitted prior is {math.exp(value - first[name]):.3g} times as wide as at first: experts "
-                "learn their own noise; allow them less (log_variance_high) or lengthen the latent chain "
-                "(latent_steps, latent_step_size)"
+                f"components of the fitted prior are {math.exp(value - first[name]):.3g} times as wide as at "
+                "first, probably since experts learn their own noise; allow them less (log_variance_high) or "
+                "lengthen the latent chain (latent_steps, latent_step_size)"
             )
     return found
 

@@ -32,7 +32,7 @@ def entry(step: int, stage: str = "revision", **terms: float) -> dict[str, objec
     [
         ({"share.m3": 0.019}, "share", ("m3 1.9%", "latent_steps")),
         ({"prior_components.z": 3.9}, "prior_components.z", ("3.9", "16", "updates")),
-        ({"prior_log_scale.z": 0.6}, "prior_log_scale.z", ("3 times as wide", "log_variance_high")),
+        ({"prior_log_scale.z": 0.6}, "prior_log_scale.z", ("are 3 times as wide", "log_variance_high")),
     ],
 )
 def test_each_sign_names_its_knob(terms: dict[str, float], kind: str, words: tuple[str, ...]) -> None:

@@ -65,13 +65,14 @@ def check_chains(terms: Mapping[str, Tensor], entries: int, start: str = "genera
     """Raise Diverged where the logged terms of a training step show trouble; `start` of the data chain."""
     value = {name: float(t.detach()) for name, t in terms.items()}
     ends = ("log_posterior_start", "log_posterior_end")
+    prior_means = [v for name, v in value.items() if name.startswith("prior_mean.")]
     trouble = chain_trouble(
         value["energy_data"] - value["energy_revised"],
         (value[ends[0]], value[ends[1]]) if ends[0] in value else None,
         value["moved"],
         entries,
         FAR[start],
-        max((v for name, v in value.items() if name.startswith("prior_mean.")), default=0.0),
+        max(prior_means, key=lambda v: (math.isnan(v), v), default=0.0),
     )
     if trouble:
         raise Diverged(trouble)

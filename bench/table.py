@@ -108,7 +108,7 @@ def group_table(group: Group, others: Sequence[Group] = (), methods: Sequence[st
     table.notes = data_notes(group) + notes + result_notes(group, table, marks)
     if aside:
         count = sum(len(result.runs) for result in aside)
-        here = f"--dataset {group.key.dataset}"
+        here = f"--dataset {group.key.dataset} --preset {group.key.preset}"
         table.notes.append(
             f"Ablations, {count} runs: `bench table ablations {here}`, also `3`, `9`, `moe_ebm_paper/2`."
         )

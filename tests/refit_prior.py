@@ -6,18 +6,21 @@ RUN is the folder of a run of `ours` or `ours_w` with its weights. With these we
 of training tuples are taken, before and after the latent chain; while the model trained, its prior was fitted
 to draws after the chain. Decoded are both kinds of draws, the latest draws of training where a mixture kept
 them, draws of the prior in the weights, and draws of mixtures fitted now to those after the chain, by EM from
-k-means with one or more seeds; judges and FD-clf of `val` score them.
+k-means with one or more seeds; judges and FD-clf of `val` score them. The log density of draws that no
+mixture was fitted to says what a finer one has learnt beyond the draws it was given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count, product
 from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from bench.evaluate import coherence_metric, find_judges
 from bench.job import Options
@@ -27,28 +30,30 @@ from bench.run import load_run
 from datasets.spec import Split
 from methods.parts.cooperative import Cooperative
 from methods.parts.energy_learning import to_model
-from methods.parts.fitted_mixture import FittedMixture
+from methods.parts.fitted_mixture import RECENT, FittedMixture
 from methods.parts.normal_mixture import find_components, sample_mixture
 from metrics.fd_clf import fd_clf, spread_rows
 from metrics.protocol import Event
 
-FITTED = 6400
-"""Draws a prior is fitted to: about as many as the running sums of training remember."""
+FITTED = RECENT
+"""Draws a prior is fitted to: as many as in training."""
+
+HELD_OUT = 1400
 
 SCORED = 2000
 BATCH = 128
 
 
 def posterior_draws(method: Cooperative, train: Split) -> tuple[Tensor, Tensor]:
-    """z of `FITTED` training tuples, all modalities given: draws of q(z|X), and the same after T steps."""
+    """z of training tuples, all modalities given: draws of q(z|X), and the same after T steps."""
     before, after = [], []
-    for rows in spread_rows(len(train), FITTED).split(BATCH):
+    for rows in spread_rows(len(train), FITTED + HELD_OUT).split(BATCH):
         x = to_model(train.batch(rows))
         with torch.no_grad():
             start = method.posterior_draw(method.experts(x))
         before.append(start["z"])
         after.append(method.revise_latent(start, x)[0]["z"].detach())
-    order = torch.randperm(FITTED)
+    order = torch.randperm(FITTED + HELD_OUT)
     return torch.cat(before)[order], torch.cat(after)[order]
 
 
@@ -69,8 +74,9 @@ def main(run: Path, components: str, seeds: int, data: Path | None, cache: Path)
     torch.manual_seed(0)
     val = dataset.split("val")
     before, after = posterior_draws(method, dataset.split("train"))
+    fitted, held_out = after[:-HELD_OUT], after[-HELD_OUT:]
 
-    def score(name: str, draw: Callable[[int], dict[str, Tensor]]) -> list[str]:
+    def score(name: str, draw: Callable[[int], dict[str, Tensor]], density: str = "") -> list[str]:
         metrics = [
             coherence_metric(dataset, judges, val),
             fd_clf(judges, val, None, fingerprint=dataset.fingerprint, split="val", cache=cache),
@@ -82,25 +88,28 @@ def main(run: Path, components: str, seeds: int, data: Path | None, cache: Path)
             for metric in metrics:
                 metric.update(Event("joint", (), method.spec.names, "gen", None, index, drawn, {}))
         found = {s.metric: s.value for m in metrics for s in m.compute() if not s.target and not s.attribute}
-        return [name, f"{found['coherence_joint']:.3f}", f"{found['fd_clf_uncond']:.0f}"]
+        return [name, f"{found['coherence_joint']:.3f}", f"{found['fd_clf_uncond']:.0f}", density]
 
     def in_turn(z: Tensor) -> Callable[[int], dict[str, Tensor]]:
         at = count(step=BATCH)
         return lambda n: {"z": z[(start := next(at)) : start + n]}
 
     lines = [
-        ["z from", "joint coherence", "FD-clf joint"],
+        ["z from", "joint coherence", "FD-clf joint", "log density, held out"],
         score("draws of q(z|X)", in_turn(before)),
         score("the same, revised", in_turn(after)),
     ]
     prior = method.priors.of("z")
     if isinstance(prior, FittedMixture) and int(prior.seen) >= len(prior.recent):
         lines.append(score("those it last kept", in_turn(prior.recent[-SCORED:])))
-    lines.append(score("prior of the run", method.prior_draw))
+    lines.append(score("prior of the run", method.prior_draw, f"{prior.log_prob(held_out).mean():.1f}"))
     for k, seed in product((int(text) for text in components.split(",")), range(seeds)):
-        found = find_components(after, k, seed)
-        density = [part.float() for part in (found.shares, found.means, found.roots)]
-        lines.append(score(f"mixture of {k}, seed {seed}", lambda n, d=density: {"z": sample_mixture(*d, n)}))
+        found = find_components(fitted, k, seed)
+        parts = [part.float() for part in (found.shares, found.means, found.roots)]
+        normals = MultivariateNormal(found.means, scale_tril=found.roots)
+        density = MixtureSameFamily(Categorical(found.shares), normals).log_prob(held_out.double()).mean()
+        drawn = partial(sample_mixture, *parts)
+        lines.append(score(f"mixture of {k}, seed {seed}", lambda n, d=drawn: {"z": d(n)}, f"{density:.1f}"))
     click.echo(columns(lines))
 
 

@@ -129,8 +129,9 @@ def test_a_runaway_latent_chain_stops_training():
             method(batch(), Progress("revision", 0, 10))
 
 
-def test_a_runaway_prior_stops_training():
-    method = make(fit_prior=True)
+@pytest.mark.parametrize("components", [1, 2])
+def test_a_runaway_prior_stops_training(components):
+    method = make(fit_prior=True, prior_components=components)
     method(batch(), Progress("revision", 0, 10))
     method.priors.track({"z": 100 + torch.randn(10_000, method.latent)})
     with pytest.raises(Diverged, match="fitted prior ran away.*log_variance_high"):

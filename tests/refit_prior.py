@@ -13,14 +13,12 @@ mixture was fitted to says what a finer one has learnt beyond the draws it was g
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import count, product
 from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from bench.evaluate import coherence_metric, find_judges
 from bench.job import Options
@@ -31,7 +29,6 @@ from datasets.spec import Split
 from methods.parts.cooperative import Cooperative
 from methods.parts.energy_learning import to_model
 from methods.parts.fitted_mixture import RECENT, FittedMixture
-from methods.parts.normal_mixture import find_components, sample_mixture
 from metrics.fd_clf import fd_clf, spread_rows
 from metrics.protocol import Event
 
@@ -104,12 +101,12 @@ def main(run: Path, components: str, seeds: int, data: Path | None, cache: Path)
         lines.append(score("those it last kept", in_turn(prior.recent[-SCORED:])))
     lines.append(score("prior of the run", method.prior_draw, f"{prior.log_prob(held_out).mean():.1f}"))
     for k, seed in product((int(text) for text in components.split(",")), range(seeds)):
-        found = find_components(fitted, k, seed)
-        parts = [part.float() for part in (found.shares, found.means, found.roots)]
-        normals = MultivariateNormal(found.means, scale_tril=found.roots)
-        density = MixtureSameFamily(Categorical(found.shares), normals).log_prob(held_out.double()).mean()
-        drawn = partial(sample_mixture, *parts)
-        lines.append(score(f"mixture of {k}, seed {seed}", lambda n, d=drawn: {"z": d(n)}, f"{density:.1f}"))
+        torch.manual_seed(seed)
+        mixture = FittedMixture(fitted.shape[1], k)
+        mixture.track(fitted[torch.randperm(FITTED)])  # in another order, so that k-means begins elsewhere
+        mixture.settle()
+        density = f"{mixture.log_prob(held_out).mean():.1f}"
+        lines.append(score(f"mixture of {k}, seed {seed}", lambda n, m=mixture: {"z": m.sample(n)}, density))
     click.echo(columns(lines))
 
 

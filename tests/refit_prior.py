@@ -36,13 +36,14 @@ FITTED = RECENT
 """Draws a prior is fitted to: as many as in training."""
 
 HELD_OUT = 1400
+"""Draws that no mixture is fitted to."""
 
 SCORED = 2000
 BATCH = 128
 
 
 def posterior_draws(method: Cooperative, train: Split) -> tuple[Tensor, Tensor]:
-    """z of training tuples, all modalities given: draws of q(z|X), and the same after T steps."""
+    """z of `FITTED + HELD_OUT` training tuples, all given: draws of q(z|X), and the same after T steps."""
     before, after = [], []
     for rows in spread_rows(len(train), FITTED + HELD_OUT).split(BATCH):
         x = to_model(train.batch(rows))
@@ -99,7 +100,8 @@ def main(run: Path, components: str, seeds: int, data: Path | None, cache: Path)
     prior = method.priors.of("z")
     if isinstance(prior, FittedMixture) and int(prior.seen) >= len(prior.recent):
         lines.append(score("those it last kept", in_turn(prior.recent[-SCORED:])))
-    lines.append(score("prior of the run", method.prior_draw, f"{prior.log_prob(held_out).mean():.1f}"))
+    density = "" if prior is None else f"{prior.log_prob(held_out).mean():.1f}"
+    lines.append(score("prior of the run", method.prior_draw, density))
     for k, seed in product((int(text) for text in components.split(",")), range(seeds)):
         torch.manual_seed(seed)
         mixture = FittedMixture(fitted.shape[1], k)

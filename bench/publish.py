@@ -17,14 +17,17 @@ LOG_LINES = 80
 """Lines of training that a published log keeps, evenly spaced; validations are all kept."""
 LOG_DIGITS = 5
 """Significant digits of their numbers."""
+SCORE_DIGITS = 8
+"""Significant digits of published scores and the ends of their intervals: beyond what any table prints, and
+more than float32 holds."""
 
 
 def publish(folder: Path, root: Path) -> Path:
     """Copy a finished record without its weights to `<root>/published/`; returns the new folder.
 
-    Scores are one a line without empty keys, the log is thinned (`thin_log`), and the grid goes along for
-    seed 0 of a preset alone, as the pictures of other seeds and of ablations say no more. Raises UserError
-    where the run is not finished.
+    Scores are one a line without empty keys and rounded, the log is thinned (`thin_log`), and the grid goes
+    along for seed 0 of a preset alone, as the pictures of other seeds and of ablations say no more. Raises
+    UserError where the run is not finished.
     """
     run = RunFolder(Path(folder))
     record = run.read_record()
@@ -44,8 +47,7 @@ def publish(folder: Path, root: Path) -> Path:
     if (run.path / SCORES).exists():
         (target / SCORES).write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
     if (run.path / LOG).exists():
-        lines = [json.dumps(entry) + "\n" for entry in thin_log(run.read_log())]
-        (target / LOG).write_text("".join(lines), encoding="utf-8")
+        (target / LOG).write_text("".join(map(_line, thin_log(run.read_log()))), encoding="utf-8")
     (target / GRID).unlink(missing_ok=True)
     if (run.path / GRID).exists() and not record.get("seed") and not record.get("overrides"):
         from PIL import Image
@@ -65,15 +67,20 @@ def thin_log(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         kept = {training[round(k * last / (LOG_LINES - 1))] for k in range(LOG_LINES)}
         dropped = set(training) - kept
         entries = [entry for i, entry in enumerate(entries) if i not in dropped]
-    return [plain(_rounded(entry)) for entry in entries]
+    return [plain(_rounded(entry, LOG_DIGITS)) for entry in entries]
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, Mapping):
-        return {k: _rounded(v) for k, v in value.items()}
+        return {k: _rounded(v, digits) for k, v in value.items()}
     if isinstance(value, float) and math.isfinite(value):
-        return float(f"{value:.{LOG_DIGITS}g}")
+        return float(f"{value:.{digits}g}")
     return value
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    """One entry as JSON on one line, without blanks between its parts: they are a tenth of a record."""
+    return json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def _compact(content: Mapping[str, Any]) -> str:
@@ -81,5 +88,5 @@ def _compact(content: Mapping[str, Any]) -> str:
     always = ("metric", "value", "n", "better")
     rows = [{k: v for k, v in row.items() if k in always or v not in ("", None)} for row in content["scores"]]
     head = json.dumps({k: v for k, v in content.items() if k != "scores"}, indent=1)
-    lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows)
+    lines = ",\n  ".join(_line(_rounded(row, SCORE_DIGITS)).rstrip() for row in rows)
     return f'{head.removesuffix("}").rstrip()},\n "scores": [\n  {lines}\n ]\n}}\n'

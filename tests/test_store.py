@@ -308,9 +308,16 @@ def test_published_scores_are_one_a_line_and_the_same(tmp_path: Path) -> None:
     assert found == scores == folder.read_scores()[0]
     assert beside == folder.read_scores()[1]
     lines = (target / "scores.json").read_text().splitlines()
-    assert sum('"metric":' in line for line in lines) == 3 and not any(
-        '"given": ""' in line for line in lines
-    )
+    assert sum('"metric":' in line for line in lines) == 3 and not any('"given":""' in line for line in lines)
+
+
+def test_published_scores_are_rounded_below_what_tables_print(tmp_path: Path) -> None:
+    folder = written(tmp_path, config())
+    score = Score("fd_clf_uncond", 100 / 3, 10, "lower", "joint", low=1e-9 / 3, high=2 / 3)
+    folder.write_scores([score], {"metric_version": "1", "plan": {}})
+    [found], _ = RunFolder(publish(folder.path, tmp_path)).read_scores()
+    assert (found.value, found.low, found.high) == (33.333333, 3.3333333e-10, 0.66666667)
+    assert found.n == 10
 
 
 def test_a_published_log_is_thinned_and_keeps_both_ends_and_every_validation(tmp_path: Path) -> None:

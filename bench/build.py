@@ -121,6 +121,13 @@ def find_initial(source: Path, method: Method) -> Initial:
     path = source / WEIGHTS
     if not path.exists():
         raise UserError(f"run '{source}' has no weights to start from; finish its training first")
+    known = [run.record.get(part) or {} for part in ("training", "init_from")]
+    passed = {stage for part in known for stage in part.get("stages") or ()}
+    if gone := [s.name for s in stages[:-1] if s.name in passed]:
+        raise UserError(
+            f"run '{source}' has no weights of the end of its stage '{gone[-1]}', its last ones come from a "
+            "later stage; give the run that trained this stage, or train this one again with --force"
+        )
     return Initial(path, file_hash(path), name, 1, (stages[0].name,))
 
 

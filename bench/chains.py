@@ -8,8 +8,8 @@ from datasets.spec import Batch, Split
 from methods.base import Chain, Method
 from metrics.chain_diagnostics import mixing_scores, step_scores
 from metrics.chains import chain_scores
-from metrics.fd_clf import spread_rows
 from metrics.protocol import Score
+from metrics.rows import spread_rows
 
 CHAINS = 200
 """Chains of the length that the method trains and samples with."""

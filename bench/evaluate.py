@@ -27,9 +27,10 @@ from metrics import DRAWN, METRICS
 from metrics.attributes import AttributeMetric
 from metrics.clustering import clustering_scores
 from metrics.coherence import CoherenceMetric
-from metrics.fd_clf import fd_clf, spread_rows
+from metrics.fd_clf import fd_clf
 from metrics.latent import LatentMetric, probe_rows
 from metrics.protocol import EventMetric, Score
+from metrics.rows import spread_rows
 from metrics.swd import swd
 from metrics.weights import Unavailable
 

@@ -22,7 +22,7 @@ from bench.randomness import derive
 from datasets.spec import Batch, DataSpec, Split
 from methods.base import Method
 from methods.parts.normal_mixture import find_components, sample_mixture
-from metrics.fd_clf import spread_rows
+from metrics.rows import spread_rows
 
 if TYPE_CHECKING:
     from bench.config import Plan

@@ -58,6 +58,7 @@ def feature_metric(
             train,
             limit=plan.fid_n,
             drawn=plan.joint,
+            cross=plan.cross,
             weights=weights.get("fid"),
             download=download,
             device=device,

@@ -24,11 +24,13 @@ def plan_text(plan: str, beside: str = "") -> str:
     """A plan (canonical JSON) as `joint=1000, cross=500`; with `beside` only what differs from that plan."""
     mine = json.loads(plan) if plan else {}
     theirs = json.loads(beside) if beside else {}
-    shown = {k: v for k, v in mine.items() if v is not None and (not beside or theirs.get(k) != v)}
+    shown = {k: v for k, v in mine.items() if (theirs.get(k) != v if beside else v is not None)}
     return ", ".join(f"{key}={_word(value)}" for key, value in shown.items())
 
 
 def _word(value: Any) -> str:
+    if value is None:
+        return "all"
     return "+".join(map(str, value)) if isinstance(value, list) else str(value).lower()
 
 
@@ -92,32 +94,52 @@ def _bound_text(family: str, value: float) -> str:
 
 
 def result_notes(group: Group, table: Table, marks: Sequence[str] = ()) -> list[str]:
-    """How intervals were made, what the `marks` mean, what failed, what the states in the cells mean."""
+    """How intervals were made, what the `marks` mean, what failed, what the states in the cells mean.
+
+    All of it of the rows in the table; ablations, which are not there, are left out.
+    """
     notes = []
-    seeds = {len(result.seeds) for result in group.results if result.runs}
+    results = shown_results(group, table)
+    seeds = {len(result.seeds) for result in results if result.runs}
     if seeds and min(seeds) == 1:
         more = ", over seeds (Student's t) where it has more" if max(seeds) > 1 else ""
         notes.append(f"± is half of the 95 % interval over examples where a row has one seed{more}.")
     elif seeds:
         notes.append("± is half of the 95 % interval over seeds (Student's t).")
-    several = [r.label for r in group.results if len({trained_code(run.record) for run in r.runs}) > 1]
+    several = [r.label for r in results if len({trained_code(run.record) for run in r.runs}) > 1]
     if several:
         own = "its" if len(several) == 1 else "their"
         notes.append(f"The seeds of {', '.join(several)} were trained with different versions of {own} code.")
     states = {cell.state for row in table.rows for cell in row.cells.values()}
     notes += marks
-    notes += one_seed_notes(result.seeds for result in group.results if result.runs)
+    notes += one_seed_notes(result.seeds for result in results if result.runs)
     if "same" in states:
         notes.append('" repeats the row above: the value does not depend on the sampler. - : no such task.')
-    notes += [text for result in group.results for text in unfinished_notes(result)]
-    shown = {(row.method, row.overrides) for row in table.rows}
-    notes += health_notes(run for r in group.results if (r.method, r.overrides) in shown for run in r.runs)
+    notes += [text for result in results for text in unfinished_notes(result)]
+    runs = [run for result in results for run in result.runs]
+    notes += health_notes(runs)
     notes += state_notes(table) + distance_notes(table)
-    machines = sorted({machine_text(run) for run in group.runs})
-    if machines and any(column.style == "seconds" for column in table.columns):
-        mixed = "; times of different machines are not ranked" if len(machines) > 1 else ""
-        notes.append(f"Times measured on {' and on '.join(machines)}{mixed}.")
+    if any(column.style == "seconds" for column in table.columns):
+        notes += machine_notes(runs)
     return notes
+
+
+def shown_results(group: Group, table: Table) -> list[Result]:
+    """The results of a group that have a row in the table."""
+    shown = {(row.method, row.overrides) for row in table.rows}
+    return [result for result in group.results if (result.method, result.overrides) in shown]
+
+
+def machine_notes(runs: Iterable[Run]) -> list[str]:
+    """Where the runs behind a table were timed."""
+    machines = machines_of(runs)
+    mixed = "; times of different machines are not ranked" if len(machines) > 1 else ""
+    return [f"Times measured on {' and on '.join(machines)}{mixed}."] if machines else []
+
+
+def machines_of(runs: Iterable[Run]) -> list[str]:
+    """The machines these runs were timed on, each once."""
+    return sorted({machine_text(run) for run in runs})
 
 
 def health_notes(runs: Iterable[Run]) -> list[str]:

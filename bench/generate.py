@@ -20,8 +20,8 @@ from bench.device import autocast, synchronize
 from bench.randomness import derive, forked
 from datasets.spec import Batch, DataSpec, Split, UserError
 from methods.base import Diverged, Method
-from metrics.fd_clf import spread_rows
 from metrics.protocol import Event
+from metrics.rows import spread_rows
 
 if TYPE_CHECKING:
     from bench.config import Plan

@@ -15,20 +15,24 @@ import torch
 
 from bench.build import Initial, build_method, load_weights, parameter_counts, steps_for_flops
 from bench.config import RunConfig
-from bench.device import hardware
+from bench.device import hardware, set_deterministic
 from bench.errors import UsageError
 from bench.evaluate import HEADLINES, together
+from bench.optimise import stage_file
 from bench.progress import Reporter
 from bench.provenance import code_hash, git_revision, now, versions
 from bench.registry import load_method_class
 from bench.safefiles import digest, finite, unwritable
-from bench.scoring import add_scores, draw_grid, score
+from bench.scoring import add_scores, draw_grid, score, unobtainable
 from bench.store import (
     CHECKPOINT,
     ERROR,
     GRID,
     LOG,
+    OUTCOMES,
+    REFINEMENT,
     SCHEMA,
+    SCORES,
     WEIGHTS,
     RunFolder,
     find_trained,
@@ -82,11 +86,14 @@ class Outcome:
         return self.status not in ("done", "skipped")
 
 
-def check_samplers(config: RunConfig, kind: type[Method]) -> None:
-    """Raises UsageError for a sampler in the plan that the method does not have, before it is trained."""
+def check_samplers(config: RunConfig, method: Method) -> None:
+    """Raises UsageError for a sampler in the plan that the method does not have, before it is trained.
+
+    The method as it was built: `ours` without revision has no energy to sample with.
+    """
     for name in config.plan.samplers or ():
-        if name not in kind.samplers:
-            known = ", ".join(kind.samplers)
+        if name not in method.samplers:
+            known = ", ".join(method.samplers)
             raise UsageError(f"{config.method} has no sampler '{name}'; plan.samplers may name: {known}")
 
 
@@ -116,7 +123,17 @@ class Job:
         self.began, self.last = time.monotonic(), last
         try:
             with self.folder.locked():
-                return self._run()
+                return self._recorded()
+        except UserError as error:
+            # The lock's own: the record belongs to who holds it, so nothing is written.
+            if self.options.debug:
+                raise
+            return self._announced("failed", str(error))
+
+    def _recorded(self) -> Outcome:
+        """Run, with the lock held, and write down how it ended."""
+        try:
+            return self._run()
         except UserError as error:
             if self.options.debug:
                 raise
@@ -131,11 +148,14 @@ class Job:
 
     def _ended(self, status: str, reason: str) -> Outcome:
         """Record an end without scores, as far as the folder can be written."""
-        if not self.last:
-            self.reporter.say(f"{self.title}: {status}: {reason}")
         if self.folder.record:
             with contextlib.suppress(UserError):
                 self.folder.write_record({"status": status, "reason": reason, "finished": now()})
+        return self._announced(status, reason)
+
+    def _announced(self, status: str, reason: str) -> Outcome:
+        if not self.last:
+            self.reporter.say(f"{self.title}: {status}: {reason}")
         return self._outcome(status, reason)
 
     def _outcome(self, status: str, reason: str = "", reused: bool = False) -> Outcome:
@@ -143,12 +163,14 @@ class Job:
         return Outcome(c.method, c.dataset, c.preset, c.seed, status, reason, self.folder.path, reused, took)
 
     def _run(self) -> Outcome:
+        set_deterministic(self.config.train.deterministic)
         if self.options.force:
             self.folder.clear()
         known = dict(self.folder.read_record())
         kind = load_method_class(self.config.method)
         self.code = code_hash(kind)
-        if known.get("trained") and trained_code(known) not in ("", self.code):
+        trained = known.get("trained") == self.trained and (self.folder.path / WEIGHTS).exists()
+        if trained and trained_code(known) not in ("", self.code):
             self.reporter.say(
                 f"note: the code of {self.config.method} changed since; `bench run --force` trains it again"
             )
@@ -161,13 +183,16 @@ class Job:
         if all(reasons):
             return self._ended("skipped", str(reasons[0]))
         self.reporter.say(f"{self.title}: {self.folder.path}")
-        check_samplers(self.config, kind)
         method = build_method(self.config, self.data.spec, self.device)
+        check_samplers(self.config, method)
         self.folder.write_record({"parameters": parameter_counts(method)})
         if known.get("status") == "diverged":
             # The same steps would end the same way, unless the code was mended: start over.
             self.folder.drop(CHECKPOINT)
-        if known.get("trained") != self.trained or not (self.folder.path / WEIGHTS).exists():
+        if not trained:
+            # What is there from other weights would stand beside the scores of these.
+            self.folder.drop(SCORES, OUTCOMES, REFINEMENT, GRID)
+            self.folder.record["fingerprints"]["scores"], missing = {}, ()
             ended = self._obtain_weights(method)
             if ended is not None:
                 return ended
@@ -236,7 +261,9 @@ class Job:
             twin = find_trained(self.folder, same, self.code)
         if twin is not None:
             self.reporter.say(f"weights taken from run {twin.path.name}, trained the same way")
-            for name in (LOG, WEIGHTS):
+            # The ends of its stages go along, since `--init-from` starts from those.
+            ends = [stage_file(stage.name) for stage in method.stages[:-1]]
+            for name in (LOG, *ends, WEIGHTS):
                 if (twin.path / name).exists():
                     try:
                         shutil.copyfile(twin.path / name, self.folder.path / name)
@@ -259,6 +286,7 @@ class Job:
             device=self.device,
             progress=self.reporter,
             first_stage=first_stage,
+            code=self.code,
         )
         training = {
             "steps": result.steps,
@@ -266,7 +294,7 @@ class Job:
             "validation": result.validation,
             "stages": result.stages,
             "resumed_at": result.resumed_at,
-            "code": self.code,
+            "code": result.code,
             "git": git_revision(),
             "versions": versions(),
             "hardware": hardware(self.device),
@@ -292,7 +320,15 @@ class Job:
             stored = []
         have = have if stored else {}
         planned = self.config.plan.metrics
-        return together(tuple(n for n in planned if have.get(n) != self._metric_fingerprint(n)), planned)
+        missing = tuple(n for n in planned if have.get(n) != self._metric_fingerprint(n))
+        if have and set(missing) <= {"fid", "clip"}:
+            # Looked for again, since the weights may be here now; without them nothing is drawn again.
+            gone = unobtainable(missing, self.data, self.config.plan, self.options)
+            if missing and set(gone) == set(missing):
+                for name, reason in gone.items():
+                    self.reporter.say(f"note: {name} cannot be had here: {reason}")
+                return ()
+        return together(missing, planned)
 
     def _score(self, method: Method, names: tuple[str, ...]) -> None:
         """Compute the missing metrics, add them to the others, draw the grid, finish the record."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Literal
 
 from bench.cells import Cell, Column, Row, Style, Table, span
-from bench.footer import collapse_note, distance_notes, one_seed_notes, state_notes
+from bench.footer import collapse_note, distance_notes, machines_of, one_seed_notes, state_notes
 from bench.matching import find_result
 from bench.measured import NOT_ASKED, captioned, measured_columns, unasked
 from bench.reference import SUITE, reference
 from bench.registry import method_names
-from bench.sheets import Line, Sheet, choose, lines_of, sheet_commands, sheet_notes
+from bench.sheets import Line, Sheet, choose, lines_of, sheet_commands, sheet_notes, shown_runs
 from bench.significance import evidence, mark_best
 from bench.summary import Estimate, Query, Run, collapsed_runs, estimate
 from bench.table import (
@@ -106,6 +106,8 @@ def _fill(table: Table, sheet: Sheet, keys: Sequence[str], known: Sequence[str],
             cells, estimates = _measure(sheet, lines, measured.query, known)
             if unasked(sheet, metric, measured.query):
                 cells = [Cell("n/a", note=NOT_ASKED) if c.state in ("missing", "none") else c for c in cells]
+            if style == "seconds" and len(machines_of(shown_runs(sheet, lines))) > 1:
+                cells = [replace(cell, rankable=False) for cell in cells]
             counts = "" if style == "seconds" else span(n for found in estimates if found for n in found.n)
             table.columns.append(
                 replace(column, header=f"{sheet.where}\nn={counts}" if counts else sheet.where)

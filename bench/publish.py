@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import plain
-from bench.safefiles import read_json, user_error
+from bench.health import PATIENCE
+from bench.safefiles import atomic, read_json, user_error
 from bench.store import GRID, LOG, OUTCOMES, RECORD, REFINEMENT, SCORES, RunFolder, folder_name
 
 LOG_LINES = 80
@@ -27,7 +28,7 @@ def publish(folder: Path, root: Path) -> Path:
 
     Scores are one a line without empty keys and rounded, the log is thinned (`thin_log`), and the grid goes
     along for seed 0 of a preset alone, as the pictures of other seeds and of ablations say no more. Raises
-    UserError where the run is not finished.
+    UserError where the run is not finished or a published one itself.
     """
     run = RunFolder(Path(folder))
     record = run.read_record()
@@ -37,34 +38,45 @@ def publish(folder: Path, root: Path) -> Path:
         )
     name = Path(folder_name(record["dataset"])) / folder_name(record["method"]) / record["run_id"]
     target = Path(root) / "published" / name
-    target.mkdir(parents=True, exist_ok=True)
+    if target.resolve() == run.path.resolve():
+        raise user_error(f"'{folder}' is a published record already; publish the run that it was made from")
+    RunFolder(target).drop(REFINEMENT, OUTCOMES, SCORES, LOG, GRID)  # of an earlier state of the run
     for item in (RECORD, REFINEMENT):
         if (run.path / item).exists():
-            shutil.copyfile(run.path / item, target / item)
-    (target / OUTCOMES).unlink(missing_ok=True)
+            with atomic(target / item) as temporary:
+                shutil.copyfile(run.path / item, temporary)
     if outcomes := run.read_outcomes():
         RunFolder(target).write_outcomes(outcomes)
     if (run.path / SCORES).exists():
-        (target / SCORES).write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
+        with atomic(target / SCORES) as temporary:
+            temporary.write_text(_compact(read_json(run.path / SCORES)), encoding="utf-8")
     if (run.path / LOG).exists():
-        (target / LOG).write_text("".join(map(_line, thin_log(run.read_log()))), encoding="utf-8")
-    (target / GRID).unlink(missing_ok=True)
+        with atomic(target / LOG) as temporary:
+            temporary.write_text("".join(map(_line, thin_log(run.read_log()))), encoding="utf-8")
     if (run.path / GRID).exists() and not record.get("seed") and not record.get("overrides"):
         from PIL import Image
 
         # 256 colours look the same and need a third of the room.
         with Image.open(run.path / GRID) as picture:
             small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        small.save(target / GRID, optimize=True)
+        with atomic(target / GRID) as temporary:
+            small.save(temporary, "PNG", optimize=True)
     return target
 
 
 def thin_log(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """At most `LOG_LINES` lines of training, the first and the last among them, and all others; rounded."""
+    """At most `LOG_LINES` lines of training, the first and the last among them, and all others; rounded.
+
+    Of every stage the first line and the last `PATIENCE` stay, so that `bench.health` finds the same signs.
+    """
     training = [i for i, entry in enumerate(entries) if entry.get("kind", "train") == "train"]
-    last = len(training) - 1
-    if last >= LOG_LINES:
-        kept = {training[round(k * last / (LOG_LINES - 1))] for k in range(LOG_LINES)}
+    if len(training) > LOG_LINES:
+        stages: dict[str, list[int]] = {}
+        for i in training:
+            stages.setdefault(entries[i].get("stage", ""), []).append(i)
+        kept = {i for lines in stages.values() for i in (lines[0], *lines[-PATIENCE:])}
+        even = LOG_LINES - len(kept)
+        kept |= {training[round(k * (len(training) - 1) / (even - 1))] for k in range(even)}
         dropped = set(training) - kept
         entries = [entry for i, entry in enumerate(entries) if i not in dropped]
     return [plain(_rounded(entry, LOG_DIGITS)) for entry in entries]

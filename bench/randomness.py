@@ -43,15 +43,19 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since `random_state`."""
+def set_random_state(state: dict[str, Any]) -> bool:
+    """Undo everything drawn since `random_state`; False where the GPUs are others, whose generators stay."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if not torch.cuda.is_available():
+        return True
+    if len(state["cuda"]) != torch.cuda.device_count():
+        return False
+    torch.cuda.set_rng_state_all(state["cuda"])
+    return True
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.build import build_method, find_initial, find_run, load_weights
 from bench.config import RunConfig, resolve
-from bench.device import autocast, pick_device, set_deterministic
+from bench.device import autocast, pick_device
 from bench.errors import Interrupted, UsageError
 from bench.job import Job, Options, Outcome
 from bench.names import DEFAULT_PRESET
@@ -58,7 +58,6 @@ def run_many(
     device = pick_device(options.device)
     with autocast(device, options.precision or "fp32"):
         pass  # says early that a device has no bfloat16
-    set_deterministic(options.deterministic)
     names = expand_methods(methods)
     for name in names:
         load_method_class(name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.cells import Table
-from bench.footer import data_notes, health_notes, machine_text
+from bench.footer import data_notes, health_notes, machine_notes
 from bench.matching import (
     budget_of,
     find_result,
@@ -158,9 +158,8 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
     notes += _shorter_chains(sheet)
     notes += [f"Sources disagree: {text}" for text in sheet.book.conflicts_of(part)]
     if group:
-        results = [line.result or find_result(group, line.variant, sheet.book) for line in lines]
-        runs = {str(run.folder): run for result in results if result for run in result.runs}
-        notes += data_notes(group) + health_notes(runs.values())
+        runs = shown_runs(sheet, lines)
+        notes += data_notes(group) + health_notes(runs)
         if any(note.startswith("Data note") for note in notes):
             notes.append(
                 "With data that differ from the paper's, distances do not compare and coherence does in kind."
@@ -168,10 +167,17 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
         if max((len(r.seeds) for r in group.results), default=0):
             notes.append("± is half of the 95 % interval: over seeds from two seeds on, else over examples.")
         if any(column.style == "seconds" for column in table.columns):
-            notes.append(
-                f"Times measured on {' and on '.join(sorted({machine_text(run) for run in group.runs}))}."
-            )
+            notes += machine_notes(runs)
     return notes + sheet.notes
+
+
+def shown_runs(sheet: Sheet, lines: Iterable[Line]) -> list[Run]:
+    """The runs behind these rows, each once."""
+    group = sheet.group
+    if group is None:
+        return []
+    results = [line.result or find_result(group, line.variant, sheet.book) for line in lines]
+    return list({str(run.folder): run for result in results if result for run in result.runs}.values())
 
 
 def _shorter_chains(sheet: Sheet) -> list[str]:

@@ -9,6 +9,7 @@ over k common seeds and, for measures with right-or-wrong outcomes on the same t
 several the first term is s^2(seed) (1 / k_1 + 1 / k_2), as if both varied as much. D >= 1 allows for test
 tuples that share pictures: the ratio of a row's own interval, which resamples pictures, to that of
 independent tuples, squared.
+Rows without a common seed are compared like independent samples of seeds (Welch).
 |d| counts as a difference where it exceeds t(0.975, df) sqrt(V), with Satterthwaite's df.
 """
 
@@ -72,7 +73,7 @@ def half_width(a: Evidence, b: Evidence) -> float | None:
 
     seeds = sorted(a.values.keys() & b.values.keys())
     if not seeds:
-        return None
+        return _unpaired(list(a.values.values()), list(b.values.values()))
     k, longer = len(seeds), max((a, b), key=lambda e: len(e.values))
     freedom, over_seeds = k - 1, 0.0
     if k > 1:
@@ -92,6 +93,26 @@ def half_width(a: Evidence, b: Evidence) -> float | None:
     spread = over_seeds**2 / freedom if freedom else 0.0
     spread += over_tuples**2 / (n - 1) if n > 1 else 0.0
     return float(t.ppf(0.975, total**2 / spread)) * total**0.5
+
+
+def _unpaired(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Half of Welch's 95 % interval; a single value varies as the others do. None for two single values."""
+    from scipy.stats import t
+
+    if len(a) == len(b) == 1:
+        return None
+    spreads = [float(np.var(values, ddof=1)) for values in (a, b) if len(values) > 1]
+    parts = [
+        (float(np.var(values, ddof=1)) if len(values) > 1 else spreads[0]) / len(values) for values in (a, b)
+    ]
+    if sum(parts) == 0:
+        return 0.0
+    # A single value has no freedom of its own: its variance is the others'.
+    known = [(part, len(v) - 1) for part, v in zip(parts, (a, b), strict=True) if len(v) > 1]
+    freedom = float(known[0][1])
+    if len(known) == 2:
+        freedom = sum(parts) ** 2 / sum(part**2 / degrees for part, degrees in known)
+    return float(t.ppf(0.975, freedom)) * sum(parts) ** 0.5
 
 
 def gap(a: Cell, b: Cell) -> float:

@@ -40,7 +40,6 @@ SCHEMA = 1
 RECORD, SCORES, OUTCOMES, LOG = "run.json", "scores.json", "outcomes.npz", "train.jsonl"
 REFINEMENT = "refinement.json"
 WEIGHTS, CHECKPOINT, ERROR, GRID = "weights.safetensors", "checkpoint.pt", "error.txt", "grid.png"
-STATUSES = ("running", "done", "failed", "diverged", "skipped")
 
 
 def train_fingerprint(config: RunConfig, data_fingerprint: str) -> str:

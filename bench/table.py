@@ -10,7 +10,15 @@ from functools import partial
 
 from bench.cells import Cell, Column, Row, Table, span
 from bench.errors import UsageError
-from bench.footer import collapse_note, data_notes, machine_text, plan_text, result_notes, run_name
+from bench.footer import (
+    collapse_note,
+    data_notes,
+    machines_of,
+    plan_text,
+    result_notes,
+    run_name,
+    shown_results,
+)
 from bench.matching import is_ablation, otherwise_planned
 from bench.reference import reference
 from bench.registry import method_names
@@ -232,8 +240,7 @@ def _never_best_if_collapsed(row: Row, result: Result, sampler: str) -> None:
 
 def one_machine(table: Table, group: Group) -> None:
     """Times of different machines are shown but never ranked."""
-    machines = sorted({machine_text(run) for run in group.runs})
-    if len(machines) < 2:
+    if len(machines_of(run for result in shown_results(group, table) for run in result.runs)) < 2:
         return
     for row in table.rows:
         for key in ("sampling_time_s", "sampling_cross_s", "train_time_s_per_iter"):

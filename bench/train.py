@@ -7,10 +7,8 @@ the device: losses are summed there and fetched every few steps.
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +34,7 @@ from bench.optimise import (
 from bench.progress import Reporter, Task
 from bench.randomness import Order, derive, forked, random_state, seed_all, set_random_state
 from bench.safefiles import file_hash
+from bench.signals import on_signal
 from bench.store import CHECKPOINT, RunFolder
 from bench.stream import Feed
 from datasets.spec import Split, UserError
@@ -55,6 +54,7 @@ class TrainResult:
     validation: dict[str, float] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
     resumed_at: int | None = None
+    code: str = ""
 
 
 def train(
@@ -68,11 +68,13 @@ def train(
     device: torch.device,
     progress: Reporter | None = None,
     first_stage: int = 0,
+    code: str = "",
 ) -> TrainResult:
     """Train `method` in place and leave its last (or averaged) weights in it.
 
     Continues from the folder's checkpoint where there is one, bit for bit on a CPU. `first_stage` skips
-    stages whose weights are there already. Raises Interrupted after SIGINT or SIGTERM with everything
+    stages whose weights are there already. `code` is the hash of the method's code; the result's names all
+    that had a part in the weights, joined by `+`. Raises Interrupted after SIGINT or SIGTERM with everything
     saved, UserError for a budget or a checkpoint that does not fit.
     """
     if config.batch_size > len(train):
@@ -80,9 +82,9 @@ def train(
             f"batch size {config.batch_size} exceeds the {len(train)} training tuples; lower train.batch_size"
         )
     loop = Loop(
-        method, train, val, config, folder, seed, device, progress or Reporter(quiet=True), first_stage
+        method, train, val, config, folder, seed, device, progress or Reporter(quiet=True), first_stage, code
     )
-    with loop.signals():
+    with on_signal(loop.stop):
         return loop.run()
 
 
@@ -100,9 +102,10 @@ class Loop:
         device: torch.device,
         reporter: Reporter,
         first_stage: int,
+        code: str,
     ) -> None:
         self.method, self.config, self.folder, self.reporter = method, config, folder, reporter
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.code = seed, device, code
         self.train, self.val = on_device(train, device), on_device(val, device) if val is not None else None
         self.stages = method.stages
         self.budget = stage_steps(self.stages, config.steps)
@@ -125,26 +128,9 @@ class Loop:
         self.forecast = Forecast(self.stages, self.budget)
         self.health = Health()
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the loop after the step; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, frame: Any) -> None:
-            self.stopped_by = number
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-        try:
-            for s in before:
-                signal.signal(s, stop)
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
+    def stop(self, number: int) -> None:
+        """End after the step under way, because of this signal."""
+        self.stopped_by = number
 
     def run(self) -> TrainResult:
         began = time.monotonic()
@@ -180,7 +166,7 @@ class Loop:
         timing["step_s"] = self.clocks["train_s"] / max(1, self.done - self.skipped)
         files = {s.name: self.folder.path / stage_file(s.name) for s in self.stages[:-1]}
         stages = {name: file_hash(path) for name, path in files.items() if path.exists()}
-        return TrainResult(status, reason, self.done, timing, self.validation, stages, resumed)
+        return TrainResult(status, reason, self.done, timing, self.validation, stages, resumed, self.code)
 
     def _run_stage(self, task: Task, state: dict[str, Any] | None) -> None:
         stage, steps = self.stages[self.stage], self.budget[self.stage]
@@ -335,6 +321,7 @@ class Loop:
         self.folder.save_checkpoint(
             {
                 "method": self.method.state_dict(),
+                "code": self.code,
                 "optimiser": self.optimiser.state() if self.optimiser else None,
                 "average": self.average.state() if self.average and self.optimiser else None,
                 "stage": self.stage,
@@ -359,13 +346,25 @@ class Loop:
             self.method.load_state_dict(state["method"])
             self.stage, self.step, self.done = state["stage"], state["step"], state["done"]
             self.order.load(state["order"])
-            set_random_state(state["random"])
+            if not set_random_state(state["random"]) and self.device.type == "cuda":
+                # Else the noise of the first steps would come a second time.
+                torch.cuda.manual_seed_all(derive(self.seed, "train", str(self.done)))
+                self.reporter.say("note: saved with other GPUs; random numbers go on from a new seed")
             self.clocks.update(state["clocks"])
             self.cpu += state["cpu"]
             self.sums = {k: v.to(self.device) for k, v in state["sums"].items()}
             self.counted, self.validation = state["counted"], state["validation"]
+            earlier = state.get("code") or self.code
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(_unfit(path, error)) from error
+        if earlier.split("+")[-1] != self.code:
+            self.reporter.say(
+                f"note: the method's code changed since step {self.done} was saved, and the record will name "
+                "both versions; --force starts again"
+            )
+            self.code = f"{earlier}+{self.code}"
+        else:
+            self.code = earlier
         self.folder.cut_log(self.done)
         self.health = Health(self.folder.read_log())
 

@@ -87,7 +87,7 @@ class MLEEBM(Method):
         negatives = self.revise_data(noise)
         loss, terms = contrast(self.energy, x, negatives, self.energy_penalty)
         terms["moved"] = displacement(noise, negatives)
-        if progress.step % CHECK_EVERY == 0:
+        if self.training and progress.step % CHECK_EVERY == 0:
             check_chains(terms, sum(m.size for m in self.spec), "noise")
         return Loss.of(terms, energy=loss)
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from datasets.spec import DataSpec, Split, to_uint8
 from metrics.cache import cached_arrays
-from metrics.fd_clf import spread_rows
 from metrics.frechet import as_rgb
 from metrics.intervals import bootstrap
 from metrics.protocol import Event, Score
+from metrics.rows import spread_rows
 from metrics.weights import Published
 
 MODEL = "ViT-B-32-quickgelu"

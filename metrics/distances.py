@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets.spec import to_uint8
 from metrics.intervals import jackknife_half
 from metrics.protocol import Event, Score
+from metrics.rows import spread_rows, within
 
 BETTER = {"precision": "higher", "recall": "higher"}
 """Families of scores of which more is better; of all others less is."""
@@ -96,6 +97,8 @@ class DistanceMetric:
     `<prefix>_floor`: real training images against the test images, `floor_n` of them; of what is better when
     higher it is the `_ceiling`. `<prefix>_real_images`: test images behind every distance.
 
+    limit: examples of a draw that count, of joint draws the first. They are spread over conditional ones,
+    `cross` tuples in test order, where those of one class may be neighbours.
     real_images: image modality -> number of test images; those without an entry are left out.
     A subclass says in `sample` what it keeps of the images of one cell. The batches of one draw must come one
     after another: its samples are turned into values and dropped as soon as the next draw begins.
@@ -110,6 +113,7 @@ class DistanceMetric:
         limit: int | None = None,
         floor_n: int = 0,
         captions: Sequence[str] = (),
+        cross: int = 0,
     ) -> None:
         self.name, self.judge, self.limit, self.floor_n = prefix, judge, limit, floor_n
         self.real_images, self.captions = dict(real_images), tuple(captions)
@@ -117,6 +121,7 @@ class DistanceMetric:
         self._draw: tuple[str, tuple[str, ...], str, int | None] | None = None
         self._open: dict[str, ImageSample] = {}
         self._seen = 0
+        self._crossed = spread_rows(cross, limit) if limit is not None and cross > limit else None
         # (task, given, sampler, steps) -> target -> what was found
         self._cells: dict[tuple[str, tuple[str, ...], str, int | None], dict[str, Found]] = {}
 
@@ -126,6 +131,8 @@ class DistanceMetric:
 
     def rows(self, task: str, start: int, count: int) -> slice | Tensor:
         """Which of `count` examples of a draw, from its number `start` on, belong to the sample."""
+        if task == "cross" and self._crossed is not None:
+            return within(self._crossed, start, count)
         return slice(None) if self.limit is None else slice(0, max(0, self.limit - start))
 
     def update(self, event: Event) -> None:

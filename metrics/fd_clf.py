@@ -22,6 +22,7 @@ from metrics.frechet import (
     frechet_distance,
     split_statistics,
 )
+from metrics.rows import spread_rows
 
 
 class FeatureJudges(Protocol):
@@ -31,17 +32,6 @@ class FeatureJudges(Protocol):
     hashes: dict[str, str]
 
     def features(self, name: str, images: Tensor) -> Tensor: ...
-
-
-def spread_rows(total: int, n: int) -> Tensor:
-    """`min(n, total)` distinct positions below `total`, ascending, the same for every method and seed.
-
-    A fixed random choice, since the first n of a split may be sorted by class.
-    """
-    if n >= total:
-        return torch.arange(total)
-    generator = torch.Generator().manual_seed(20_240_711)  # any constant; it defines the choice
-    return torch.randperm(total, generator=generator)[:n].sort().values
 
 
 def real_statistics(

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from datasets.spec import Split
 from metrics.cache import cached_arrays
-from metrics.fd_clf import spread_rows
 from metrics.frechet import FrechetMetric, Moments, as_rgb, frechet_distance
 from metrics.kid import kid_and_neighbours
+from metrics.rows import spread_rows
 from metrics.weights import Published
 
 
@@ -86,6 +86,7 @@ def fid(
     device: torch.device | str = "cpu",
     limit: int | None = None,
     drawn: int | None = None,
+    cross: int = 0,
     weights: Path | str | None = None,
     download: bool = True,
     features: Callable[[str, Tensor], Tensor] | None = None,
@@ -93,7 +94,8 @@ def fid(
 ) -> FrechetMetric:
     """The metric `fid` over all image modalities. Raises Unavailable without the true weights.
 
-    limit: pictures per side at most; drawn: how many a method draws, and so the floor. A picture that several
+    limit: pictures per side at most; drawn: how many a method draws, and so the floor; cross: how many it
+    draws given a modality, over which the `limit` are spread. A picture that several
     captions share counts once on the real side. `features` and `judge` replace the network in tests; a judge
     of another name keeps such values apart.
     """
@@ -122,6 +124,7 @@ def fid(
         min(beside.values(), default=0),
         beside=lambda name, generated: kid_and_neighbours(generated, known[name]),
         captions=[m.name for m in test.spec.texts],
+        cross=min(cross, len(test)),
     )
 
 

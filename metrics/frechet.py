@@ -161,11 +161,12 @@ class FrechetMetric(DistanceMetric):
         beside: Callable[[str, Tensor], Values] | None = None,
         captions: Sequence[str] = (),
         intervals: bool = False,
+        cross: int = 0,
     ) -> None:
         if intervals and beside is not None:
             raise ValueError("scores beside the Frechet distance have no intervals")
         counts = {name: found.n for name, found in real.items()}
-        super().__init__(prefix, counts, judge, floor, limit, floor_n, captions)
+        super().__init__(prefix, counts, judge, floor, limit, floor_n, captions, cross)
         self.features, self.real, self.beside, self.intervals = features, real, beside, intervals
 
     def sample(self, modality: str) -> FeatureSample:

@@ -23,7 +23,7 @@ from datasets.spec import Split
 from metrics import METRIC_VERSION
 from metrics.cache import Arrays, cached_arrays
 from metrics.distances import DistanceMetric, Values
-from metrics.fd_clf import spread_rows
+from metrics.rows import spread_rows, within
 
 PATCH = 7
 PATCHES = 16
@@ -193,8 +193,7 @@ class PatchMetric(DistanceMetric):
         return PatchSample(self.real[modality])
 
     def rows(self, task: str, start: int, count: int) -> Tensor:
-        chosen = self._rows[task]
-        return chosen[(chosen >= start) & (chosen < start + count)] - start
+        return within(self._rows[task], start, count)
 
 
 def _sampled(

@@ -29,8 +29,9 @@ from datasets.spec import Split
 from methods.parts.cooperative import Cooperative
 from methods.parts.energy_learning import to_model
 from methods.parts.fitted_mixture import RECENT, FittedMixture
-from metrics.fd_clf import fd_clf, spread_rows
+from metrics.fd_clf import fd_clf
 from metrics.protocol import Event
+from metrics.rows import spread_rows
 
 FITTED = RECENT
 """Draws a prior is fitted to: as many as in training."""

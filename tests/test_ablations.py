@@ -136,8 +136,10 @@ def test_mle_ebm_says_what_it_cannot_do_and_stops_when_a_chain_runs_off():
     assert MLEEBM.unsupported(SPEC, "joint") is None and MLEEBM.unsupported(SPEC, "chain") is None
     method = make(MLEEBM)
     assert method.nfe("ebm", "joint") == 3 and method.nfe("ebm", "joint", 60) == 60
+    method = make(MLEEBM, data_noise=5.0)
     with pytest.raises(Diverged, match="moved"):
-        make(MLEEBM, data_noise=5.0)(batch(), Progress("train", 0, 10))
+        method(batch(), Progress("train", 0, 10))
+    assert method.eval()(batch(), Progress("train", 0, 10)).terms["moved"] > 2
 
 
 # -- each initialiser of `ours` replaced by noise ------------------------------------------------------

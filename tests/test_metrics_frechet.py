@@ -171,6 +171,19 @@ def test_metric_does_not_depend_on_batches_and_honours_the_limit():
     assert value(7, limit=10).value != pytest.approx(value(7).value, rel=1e-3)
 
 
+def test_a_limit_takes_conditional_samples_from_all_test_tuples():
+    """The first of a split that is sorted by class would be one class."""
+    classes = torch.arange(40) // 20
+    x = classes[:, None, None, None].expand(40, 1, 2, 2) * 0.5 + 0.1 * torch.rand(40, 1, 2, 2)
+    stats = statistics(x.flatten(1).numpy().astype(np.float64) * 255)
+    metric = FrechetMetric("fd", pixels, {"b": stats}, "j", limit=20, cross=40)
+    for rows in torch.arange(40).split(7):
+        metric.update(Event("cross", ("a",), ("b",), "s", None, rows, {"b": x[rows]}, {}))
+    (found,) = [s for s in metric.compute() if s.metric == "fd_cond" and s.target == "b" and s.given == "a"]
+    first = frechet_distance(stats, statistics(x[:20].flatten(1).numpy().astype(np.float64) * 255))
+    assert found.n == 20 and found.value < 0.2 * first
+
+
 def test_a_draw_that_comes_back_is_refused():
     stats = statistics(np.random.default_rng(7).normal(size=(30, 4)))
     metric = FrechetMetric("fd", pixels, {"a": stats}, "j")

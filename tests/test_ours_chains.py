@@ -138,6 +138,8 @@ def test_a_runaway_prior_stops_training(components):
         method(batch(), Progress("revision", 0, 10))
 
 
-def test_a_runaway_data_chain_stops_training():
+def test_a_runaway_data_chain_stops_training_and_not_a_validation():
+    method = make(data_step_size=0.1, data_noise=5.0)
     with pytest.raises(Diverged, match="moved|finite"):
-        make(data_step_size=0.1, data_noise=5.0)(batch(), Progress("revision", 0, 10))
+        method(batch(), Progress("revision", 0, 10))
+    assert method.eval()(batch(), Progress("revision", 0, 10)).terms["moved"] > 1

@@ -130,6 +130,8 @@ def test_a_runaway_gap_is_called_divergence() -> None:
         p.contrast(torch.full((2, 2), 1e3), torch.zeros(2, 2), NOW)
     with pytest.raises(Diverged):
         p.contrast(torch.full((2, 2), math.nan), torch.zeros(2, 2), NOW)
+    # A validation is no step of training, and does not end it.
+    assert p.eval().contrast(torch.full((2, 2), 1e3), torch.zeros(2, 2), NOW) > 1e5
 
 
 @pytest.mark.parametrize("bad", [{"steps": -1}, {"step_size": 0.0}])

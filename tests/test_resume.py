@@ -20,6 +20,7 @@ from tiny import TinyData, TinyVAE
 from bench.build import build_method
 from bench.device import set_deterministic
 from bench.errors import Interrupted
+from bench.progress import Reporter
 from bench.safefiles import load_tensors
 from bench.store import RunFolder, find_runs
 from bench.train import train
@@ -75,10 +76,39 @@ def test_a_crash_changes_nothing(
         stopped_at(patch, call, crash)
         with pytest.raises(Crash):
             go(config, data, tmp_path / "cut")
+    saved = RunFolder(tmp_path / "cut").load_checkpoint()
+    assert saved is not None or call < 13  # the first is saved after step 5, and validation calls too
     result, resumed = go(config, data, tmp_path / "cut")
     assert same(whole, resumed)
-    assert result.resumed_at == (None if call < 6 else result.resumed_at)
+    assert result.resumed_at == (saved["done"] if saved else None)
     assert log(tmp_path / "cut") == log(tmp_path / "whole")
+
+
+def test_weights_of_two_versions_of_the_code_name_both(
+    data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make()
+
+    def run(code: str, reporter: Reporter | None = None) -> str:
+        method, folder = build_method(config, data.spec), RunFolder(tmp_path)
+        splits, keys = (data.split("train"), data.split("val")), {"seed": 0, "device": torch.device("cpu")}
+        return train(method, *splits, config.train, folder, code=code, progress=reporter, **keys).code
+
+    def cut(code: str, call: int) -> None:
+        with monkeypatch.context() as patch:
+            stopped_at(patch, call, crash)
+            with pytest.raises(Crash):
+                run(code)
+
+    cut("one", 8)
+    cut("one", 6)
+    assert "both versions" not in capsys.readouterr().err
+    cut("two", 6)
+    assert run("two", Reporter()) == "one+two"
+    RunFolder(tmp_path).drop("checkpoint.pt")
+    cut("one", 8)
+    assert run("three", Reporter()) == "one+three"
+    assert "the record will name both versions" in capsys.readouterr().err
 
 
 def log(folder: Path) -> list[dict[str, Any]]:

@@ -39,6 +39,17 @@ def test_one_seed_without_outcomes_takes_both_intervals() -> None:
     assert half_width(Evidence({0: 1.0}, {0: 0.3}), Evidence({1: 2.0}, {1: 0.3})) is None
 
 
+def test_without_a_common_seed_rows_are_independent_samples() -> None:
+    a, b = [0.4, 0.5, 0.61], [0.503, 0.7]
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    half = half_width(Evidence(dict(enumerate(a))), Evidence(dict(enumerate(b, start=3))))
+    assert half == pytest.approx((interval.high - interval.low) / 2)
+    one = half_width(Evidence({9: 0.5}), Evidence(dict(enumerate(a))))
+    beside = half_width(Evidence({0: 0.5}), Evidence(dict(enumerate(a))))
+    assert one == pytest.approx(beside)
+    assert half_width(Evidence({0: 1.0, 1: 1.0}), Evidence({2: 2.0, 3: 2.0})) == 0.0
+
+
 def test_one_seed_beside_several_varies_as_those_do() -> None:
     """A two-sample t-test in which one sample has a single value: the variance is that of the other."""
     one, several = [9.0], [1.0, 2.0, 6.0]

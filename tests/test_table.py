@@ -10,6 +10,7 @@ from records import JUDGES, coherence_scores, method_scores, ours_scores, write_
 
 from bench.config import resolve
 from bench.errors import UsageError
+from bench.footer import plan_text
 from bench.reference import reference
 from bench.store import find_runs
 from bench.summary import groups, t_quantile
@@ -241,6 +242,27 @@ def test_times_of_two_machines_are_shown_but_not_ranked(tmp_path):
     table = only(tmp_path)
     assert not any(row.cells["sampling_time_s"].best for row in table.rows)
     assert any("machine A" in note and "machine B" in note and "not ranked" in note for note in table.notes)
+
+
+def test_ablations_without_a_row_have_no_say_in_marks_and_footer(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "mmvae", seed=seed)
+        write_run(tmp_path, "ours", ours_scores(), seed=seed)
+    ablation = {"updates": "2:1:1"}
+    write_run(tmp_path, "ours", ours_scores(), overrides=ablation, hardware="machine B")
+    table = only(tmp_path)
+    assert {row.overrides for row in table.rows} == {""}
+    assert not any("machine B" in note for note in table.notes)
+    assert "± is half of the 95 % interval over seeds (Student's t)." in table.notes
+
+
+def test_a_plan_without_a_choice_of_samplers_is_told_from_one_with_it(tmp_path):
+    for method in ("mmvae", "mopoe"):
+        write_run(tmp_path, method)
+    write_run(tmp_path, "ours", ours_scores(), plan={"samplers": ["ebm"]})
+    tables = comparison_tables(find_runs(tmp_path), preset="quick")
+    assert any("another evaluation plan (samplers=ebm)" in line for line in tables[0].excluded)
+    assert plan_text('{"samplers": null, "joint": 5}', '{"samplers": ["ebm"], "joint": 5}') == "samplers=all"
 
 
 # -- what is not there ---------------------------------------------------------------------------

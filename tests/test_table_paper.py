@@ -208,3 +208,20 @@ def test_best_seed_is_told_since_the_papers_report_best_of(tmp_path):
     for seed, joint in enumerate((0.2, 0.4)):
         write_run(tmp_path, "mmvae", coherence_scores(joint), dataset="polymnist", preset="paper", seed=seed)
     assert any("Best seed" in note and "MMVAE 0.400" in note for note in published(tmp_path).notes)
+
+
+def test_seconds_of_two_machines_are_not_ranked(tmp_path):
+    slow = [s for s in ours_scores() if s.metric != "train_time_s_per_iter"]
+    slow.append(Score("train_time_s_per_iter", 0.5, 50, "lower"))
+    where = {"dataset": "polydigits", "preset": "quick"}
+    steps = {"data_steps": 10, "latent_steps": 10}
+    fewer = {"latent_steps": 3}
+    write_run(tmp_path, "ours", ours_scores(), hyper=steps, hardware="machine A", **where)
+    write_run(tmp_path, "ours", slow, hyper={**steps, **fewer}, overrides=fewer, **where)
+    write_run(tmp_path, "mmvae", hardware="machine C", **where)
+    table = paper_table("3", find_runs(tmp_path), methods=KNOWN, dataset="polydigits", preset="quick")
+    timed = [c for c in table.columns if c.style == "seconds" and c.origin == "measured"]
+    cells = [table.cell(row, column) for row in table.rows for column in timed]
+    assert {0.05, 0.5} <= {cell.value for cell in cells} and not any(cell.best for cell in cells)
+    (note,) = [note for note in table.notes if note.startswith("Times measured on")]
+    assert "machine A" in note and "not ranked" in note and "machine C" not in note

@@ -17,7 +17,7 @@ from bench.build import build_method
 from bench.config import RunConfig, TrainConfig, resolve
 from bench.optimise import Average, StageOptimiser, only, stage_groups, stage_steps
 from bench.progress import Reporter
-from bench.randomness import Order, forked, random_state, seed_all
+from bench.randomness import Order, forked, random_state, seed_all, set_random_state
 from bench.store import RunFolder
 from bench.train import TrainResult, train
 from datasets.spec import Batch, Split, UserError
@@ -320,3 +320,11 @@ def test_data_of_a_split_is_not_touched(data: TinyData, tmp_path: Path) -> None:
     before = {k: t.clone() for k, t in split.stored.items()}
     train(build_method(make(), data.spec), split, None, make().train, RunFolder(tmp_path), seed=0, device=CPU)
     assert all(torch.equal(before[k], t) for k, t in split.stored.items())
+
+
+def test_random_numbers_of_other_gpus_are_not_said_to_be_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = random_state()
+    assert set_random_state(state)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(state["cuda"]) + 1)
+    assert not set_random_state(state)

@@ -37,7 +37,7 @@ from methods.parts.text_state import OPTIONS, TextStates
 
 
 def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
-    """A smooth map onto (low, high) that is close to the identity well inside."""
+    """A smooth map onto (low, low + softplus(high - low)), the identity well inside (low, high)."""
     x = high - F.softplus(high - x)
     return low + F.softplus(x - low)
 
@@ -331,7 +331,7 @@ class Cooperative(CooperativeChains, CooperativeSampling, Method):
             # The warm start was an auto-encoding of captions: its words go on as constants.
             self.texts.settle(self.words())
         self.priors.settle(anew=self._renews(progress.step, progress.steps))
-        loss = revision_loss(self, x, check=progress.step % CHECK_EVERY == 0)
+        loss = revision_loss(self, x, check=self.training and progress.step % CHECK_EVERY == 0)
         if self.prior_renewals and progress.step == progress.steps - 1:
             self.priors.settle(anew=True)
         return loss

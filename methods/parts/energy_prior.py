@@ -69,7 +69,7 @@ class EnergyPrior(nn.Module):
         Raises Diverged when the gap runs away.
         """
         gap = self.energy(positive.detach()).mean() - self.energy(negative.detach()).mean()
-        if progress.step % LOOK_EVERY == 0 and not gap.detach().abs() < GAP_LIMIT:
+        if self.training and progress.step % LOOK_EVERY == 0 and not gap.detach().abs() < GAP_LIMIT:
             raise Diverged(
                 f"energy gap {gap.item():.3g} between posterior and prior samples exceeds {GAP_LIMIT:.0e}; "
                 "lower lr_energy or prior_step_size"

@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: install
 	$(BIN)/bench run --method ours --dataset polydigits --preset quick
-	$(BIN)/bench table
+	$(BIN)/bench table --dataset polydigits
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -30,7 +30,7 @@ from bench.show import tables_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "results" / "published"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPEN, CLOSE = "<!-- table: ", "<!-- /table -->"
 BLOCK = re.compile(rf"({OPEN}(?P<spec>.*?)-->\n).*?{CLOSE}", re.DOTALL)
 
@@ -152,7 +152,7 @@ def reprinted(readme: str) -> str:
 
 
 if __name__ == "__main__":
-    start = ROOT / "README.md"
+    start = PAGES[0]
     start.write_text(reprinted(start.read_text(encoding="utf-8")), encoding="utf-8")
     for path in PAGES:
         path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -185,15 +185,28 @@ def test_the_method_table_names_every_method() -> None:
     assert files == set(re.findall(r"`([a-z_]+)`", table)) - {"mvebm"}
 
 
-def test_links_and_files_exist() -> None:
-    prose = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+def headings_of(page: str) -> set[str]:
+    """Names of the anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
     titles = re.findall(r"^#+ (.*)$", prose, re.M)
-    headings = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_and_files_exist(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)]+)\)", prose):
-        assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).exists()
-    for path in re.findall(r"`((?:methods|bench|results)/[\w/.]*)`", README):
-        if "<" not in path and path != "methods/mean_vae.py":
-            assert (ROOT / path).exists(), path
+        if target.startswith("https://arxiv.org/abs/"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in headings_of(path.read_text(encoding="utf-8")), target
+    for name in re.findall(r"`((?:methods|bench|results)/[\w/.]*)`", prose):
+        assert "<" in name or name == "methods/mean_vae.py" or (ROOT / name).exists(), name
 
 
 def test_the_table_shown_is_that_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:

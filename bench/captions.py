@@ -60,7 +60,7 @@ def plot_strips(
 
         def write(text: str, x: float, top: float, **how: Any) -> None:
             how = {"fontsize": FONT, "ha": "left", "va": "top", "linespacing": 1.15, **how}
-            figure.text(x / PAGE, 1 - top / total, text, **how)
+            figure.text(x / PAGE, 1 - top / total, text, parse_math=False, **how)
 
         if title:
             write(title, 0, 0, fontsize=9)

@@ -60,18 +60,19 @@ def run_checks(
 
     `hyper` are hyper-parameters on top of the automatic small ones. A check that needs what the method
     declares unsupported, or that the class lists in `excused`, is skipped with the reason.
-    Raises UserError for a check that does not exist.
+    Raises UsageError for a check that does not exist.
     """
     import torch
 
     from bench.checks import CHECKS
     from bench.checks.hyper import small_hyper
     from bench.checks.subject import SPECS, Subject, own_generators
+    from bench.errors import UsageError
     from datasets.spec import UserError
 
     unknown = sorted(set(only or ()) - set(CHECKS))
     if unknown:
-        raise UserError(f"no check is called '{unknown[0]}'; the checks are {', '.join(CHECKS)}")
+        raise UsageError(f"no check is called '{unknown[0]}'; the checks are {', '.join(CHECKS)}")
     for key in kind.excused:
         if key.split("[")[0] not in CHECKS:
             raise UserError(f"{kind.__name__} excuses itself from '{key}', which is no check; mend `excused`")
@@ -157,10 +158,8 @@ def _place(error: BaseException) -> str:
     return f" ({own[-1].filename.rsplit('/', 1)[-1]}:{own[-1].lineno})" if own else ""
 
 
-def report(results: list[CheckResult], purposes: bool = False) -> str:
+def report(results: list[CheckResult]) -> str:
     """A plain text table: one line per check, faults and reasons below, the count last."""
-    from bench.checks import CHECKS
-
     marks = {"ok": "ok", "failed": "FAILED", "skipped": "skipped"}
     specs = list(dict.fromkeys(r.spec for r in results if r.spec != "all"))
     names = list(dict.fromkeys(r.name for r in results))
@@ -173,8 +172,6 @@ def report(results: list[CheckResult], purposes: bool = False) -> str:
         else:
             cells = [marks[by_spec[spec].status] if spec in by_spec else "" for spec in specs]
         lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:<8}" for cell in cells).rstrip())
-        if purposes:
-            lines.append(f"    {CHECKS[name].purpose}")
     failed = [r for r in results if r.status == "failed"]
     reasons: dict[tuple[str, str], list[str]] = {}
     for r in results:

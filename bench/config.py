@@ -41,7 +41,7 @@ class TrainConfig:
 
     batch_size: Annotated[int, Gt(0)] = 64
     steps: Annotated[int, Gt(0)] = 1000
-    flops: Annotated[float, Gt(0)] | None = None
+    flops: Annotated[float, Gt(0), Lt(1e30)] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
     schedule: Literal["constant", "cosine"] = "constant"

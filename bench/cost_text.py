@@ -36,7 +36,8 @@ def rows_of(found: Measured) -> list[Row]:
         rows += [Row(f"  of stage {name}, median", t.median) for name, t in found.stages.items()]
     rows += [
         Row("samples per second", s.batch_size / step.median),
-        Row(f"peak memory of the {found.peak.of}, MiB", found.peak.mb, ".0f"),
+        # A process also holds what came before: of two in one process the second would look larger.
+        Row(f"peak memory of the {found.peak.of}, MiB", found.peak.mb, ".0f", found.peak.of == "device"),
         Row("GFLOP per training step", found.flops_per_step / 1e9),
         Row("GFLOP/s of a training step", found.rate / 1e9),
     ]

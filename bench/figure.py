@@ -238,15 +238,15 @@ def plot_training(
 ) -> list[Path]:
     """Training curves: one panel per logged term, one line per run, validation dashed.
 
-    logs: label of a run -> the lines of its train.jsonl. terms: which to draw (all if empty; at most
-    twelve panels). A vertical line marks where a stage begins. Raises UsageError if there is nothing.
+    logs: label of a run -> the lines of its train.jsonl. terms: which to draw (all if empty). A vertical line
+    marks where a stage begins. Raises UsageError if there is nothing.
     """
     series = {label: _series(lines) for label, lines in logs.items()}
     found = list(dict.fromkeys(name for kinds in series.values() for kind in kinds.values() for name in kind))
     unknown = [term for term in terms if term not in found]
     if unknown:
         raise UsageError(f"no run logged the term '{unknown[0]}'; choose from {', '.join(found) or 'none'}")
-    names = (list(terms) or found)[:12]
+    names = list(terms) or found
     if not names:
         raise UsageError("none of these runs has a training log; published records may come without one")
     with styled() as plt:

@@ -132,7 +132,8 @@ def _write(axis: Any, text: str, x: float, y: float, most: int = 6) -> None:
     import textwrap
 
     lines = textwrap.wrap(text, 15)[:most]
-    axis.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=4)
+    # A `$` is a word of a caption here, not the beginning of a formula.
+    axis.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=4, parse_math=False)
 
 
 def _rows(batch: Mapping[str, Tensor], columns: int | None = None) -> dict[str, Tensor]:

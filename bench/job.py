@@ -339,6 +339,8 @@ class Job:
         same = trained_on == hardware(self.device)
         step = self.folder.record.get("timing", {}).get("step_s") if same else None
         found = score(method, self.data, plan, self.config, self.device, self.options, self.reporter, step)
+        if self.options.rescore:
+            self.folder.drop(REFINEMENT)  # `bench plot steps` measures it anew
         add_scores(self.folder, found, self.config.plan)
         draw_grid(method, self.data, self.config, self.folder.path / GRID)
         # What could not be had (weights to download, say) is asked for again next time.

@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Literal
 
 from bench.cells import Cell, Column, Row, Style, Table, span
+from bench.errors import UsageError
 from bench.footer import collapse_note, distance_notes, machines_of, one_seed_notes, state_notes
 from bench.matching import find_result
 from bench.measured import NOT_ASKED, captioned, measured_columns, unasked
+from bench.names import closest
+from bench.preset_files import preset_names
 from bench.reference import SUITE, reference
 from bench.registry import method_names
 from bench.sheets import Line, Sheet, choose, lines_of, sheet_commands, sheet_notes, shown_runs
@@ -44,16 +47,21 @@ def paper_table(
     Measured numbers come from the runs of the table's data set with preset `paper` if there are any, else
     from the most complete comparable group, else from the data set that stands in; `dataset` and `preset`
     choose. methods: names that can be run (None: all the suite knows). Raises UsageError for an unknown
-    table.
+    table or preset.
     """
     book = reference()
     records = list(records)
     known = method_names() if methods is None else list(methods)
     sheets = []
     parts = book.table(name)
+    presets = {n for part in parts for n in preset_names(part.dataset)}
+    presets |= {str(run.record.get("preset")) for run in records}
+    if preset is not None and preset not in presets:
+        raise UsageError(f"no preset '{preset}'{closest(preset, presets)}")
     for part in parts:
         group, others = choose(records, part.dataset, preset, dataset, part.stand_ins)
-        sheets.append(Sheet(part, group, others, book, f"{part.dataset}." if len(parts) > 1 else ""))
+        prefix = f"{part.dataset}." if len(parts) > 1 else ""
+        sheets.append(Sheet(part, group, others, book, prefix, preset=preset or ""))
     keys = dict.fromkeys(key for part in parts for key in part.methods)
     table = Table(parts[0].title, [], [])
     by_given = all(metric == "coherence_cross_n" for part in parts for metric, _ in part.columns)

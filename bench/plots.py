@@ -51,7 +51,11 @@ def plot_figure(
     figure = NAMES.get(figure, figure)
     if not options.results.is_dir():
         raise UsageError(f"there is no results folder '{options.results}'; give one with --results")
+    _check_taken(figure, bool(runs), kind)
     records = _fitting(options.results, dataset, preset)
+    if preset is not None and not records:
+        known = sorted({str(r.record.get("preset")) for r in _fitting(options.results, dataset, None)})
+        raise UsageError(f"there are no runs of preset '{preset}', only of {', '.join(known) or 'no other'}")
     if figure == "scatter":
         return _scatter(records, out, dataset, preset)
     if figure == "training":
@@ -75,6 +79,16 @@ def plot_figure(
         with autocast(method.device, config.train.precision):
             files += _draw(figure, method, data, config, path, kind)
     return files
+
+
+def _check_taken(figure: str, runs: bool, kind: str | None) -> None:
+    """Raises UsageError for an option that the figure would pass over."""
+    if runs and figure in ("scatter", "2", "3"):
+        raise UsageError(
+            f"figure '{figure}' is drawn from all runs; drop --run, or choose by --dataset and --preset"
+        )
+    if kind is not None and figure not in ("chain", "chains"):
+        raise UsageError(f"figure '{figure}' has no kinds of chains; drop --kind")
 
 
 def _refinement(folder: Path, out: Path, options: Options) -> list[Path]:
@@ -118,7 +132,9 @@ def _scatter(records: list[RunRecord], out: Path, dataset: str | None, preset: s
     tables = comparison_tables(records, dataset=dataset, preset=preset, methods=[])
     for table in tables:
         name = str(table.context.get("dataset", "")) or "all"
-        files += plot_scatter(table, out / f"scatter-{folder_name(name)}")
+        files += plot_scatter(
+            table, out / f"scatter-{folder_name(name)}-{table.context.get('preset', 'all')}"
+        )
     return files
 
 

@@ -18,6 +18,7 @@ from bench.safefiles import read_json, write_json
 from bench.store import REFINEMENT
 from datasets.spec import Dataset, UserError
 from methods.base import Method
+from metrics import METRIC_VERSION
 from metrics.fd_clf import fd_clf
 from metrics.protocol import Score
 
@@ -116,10 +117,13 @@ def _entry(score: Score, method: Method, usage: Sequence[Usage]) -> dict[str, An
 
 def keep(folder: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Write what was measured beside the run's record."""
-    write_json(folder / REFINEMENT, {"entries": list(entries)})
+    write_json(folder / REFINEMENT, {"metric_version": METRIC_VERSION, "entries": list(entries)})
 
 
 def kept(folder: Path) -> list[dict[str, Any]] | None:
-    """What was measured before, None where nothing was."""
+    """What was measured before, None where nothing was, or by another version of the metrics."""
     path = folder / REFINEMENT
-    return read_json(path)["entries"] if path.exists() else None
+    if not path.exists():
+        return None
+    found = read_json(path)
+    return found["entries"] if found.get("metric_version", METRIC_VERSION) == METRIC_VERSION else None

@@ -98,8 +98,9 @@ def _import(module: str, wanted: str) -> ModuleType:
     except ModuleNotFoundError as error:
         reason = f"no module '{error.name}'"
         raise UserError(f"'{wanted}' cannot be loaded, {reason}; install it or check the name") from error
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"'{wanted}' cannot be loaded ({error}); mend the file") from error
+    except Exception as error:  # whatever the file does when it is imported
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"'{wanted}' cannot be loaded ({said}); mend the file") from error
 
 
 def _by_path(path: str) -> Any:
@@ -122,6 +123,8 @@ def load_method_class(name: str) -> type[Method]:
     if _PATH.fullmatch(name):
         found = _by_path(name)
     elif name in _plugins(METHOD_GROUP):
+        if (METHODS / f"{name}.py").is_file():
+            raise UserError(f"a plug-in calls itself '{name}' like a method of the suite; rename it")
         found = _by_path(_plugins(METHOD_GROUP)[name].value)
     else:
         expand_methods([name])

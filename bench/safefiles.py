@@ -27,10 +27,10 @@ def user_error(message: str) -> Exception:
     return UserError(message)
 
 
-def unwritable(path: Path, error: Exception) -> Exception:
-    """The sentence for a results file that cannot be written."""
+def unwritable(path: Path, error: Exception, option: str = "--results") -> Exception:
+    """The sentence for a file that cannot be written; `option` names its folder."""
     reason = getattr(error, "strerror", None) or str(error)
-    return user_error(f"'{path}' cannot be written ({reason}); choose another folder with --results")
+    return user_error(f"'{path}' cannot be written ({reason}); choose another folder with {option}")
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -40,10 +40,10 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, option: str = "--results") -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends well, synced to disk.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError where the folder, which `option` names, cannot be written.
     """
     temporary: Path | None = None
     try:
@@ -57,10 +57,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise user_error(
-            f"'{path}' cannot be written ({reason}); choose another folder with --results"
-        ) from error
+        raise unwritable(path, error, option) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -33,9 +33,9 @@ def score_lines(
     """Every score that fits, and the seconds of training as metric `train_s`; low and high: 95 % interval.
 
     metrics, methods: patterns such as `swd_*` or `ours*`, any of which must fit; none: all. details: also
-    scores of single modalities, subsets and attributes, and the terms in the last line of training in the
-    log, as metric `train.<term>` (means over the steps since the line before). Raises UsageError where
-    nothing fits.
+    scores without a value and those of single modalities, subsets and attributes, and the terms in the last
+    line of training in the log, as metric `train.<term>` (means over the steps since the line before).
+    Raises UsageError where nothing fits.
     """
     lines = []
     for run in records:
@@ -44,13 +44,13 @@ def score_lines(
             continue
         if dataset not in (None, about["dataset"]) or preset not in (None, about["preset"]):
             continue
-        found = [line for line in _scores(run) if details or not _is_detail(line)]
+        found = [line for line in _scores(run) if details or not (_is_detail(line) or line["value"] is None)]
         found += _last_terms(run) if details else []
         lines += [about | line for line in found if _fits(line["metric"], metrics)]
     if not lines:
         raise UsageError(
-            "no finished run has a score that fits; `bench scores` prints the averages of all runs, "
-            "`bench scores --details` everything"
+            "no finished run has such an average; `bench scores` prints those of all runs, `bench scores "
+            "--details` also scores of single modalities, subsets and probes, such as latent_acc"
         )
     order = ("dataset", "preset", "method", "overrides", "seed")
     return sorted(lines, key=lambda line: tuple(line[key] for key in order))  # the order of a record stays

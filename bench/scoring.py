@@ -102,9 +102,9 @@ def draw_grid(method: Method, data: Dataset, config: RunConfig, path: Path) -> N
     save_grid(batch, path, data)
 
 
-def save_grid(batch: Batch, path: Path, data: Dataset) -> None:
-    """Write a picture of a batch: rows modalities, columns tuples, captions in words."""
+def save_grid(batch: Batch, path: Path, data: Dataset) -> Path:
+    """Write a picture of a batch, rows modalities, columns tuples, captions in words; returns the file."""
     from bench.grids import sample_grid
 
     whole = {k: t.detach().float() if t.is_floating_point() else t.detach() for k, t in batch.items()}
-    sample_grid({k: t.cpu() for k, t in whole.items()}, path, data.sentence)
+    return sample_grid({k: t.cpu() for k, t in whole.items()}, path, data.sentence)

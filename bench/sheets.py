@@ -51,6 +51,8 @@ class Sheet:
     prefix: str = ""
     notes: list[str] = field(default_factory=list)
     seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    preset: str = ""
+    """The one that was asked for, if any."""
 
     @property
     def where(self) -> str:
@@ -134,7 +136,8 @@ def sheet_notes(sheet: Sheet, table: Table) -> list[str]:
     own = part.source == SUITE
     notes = [] if own else [f"Published: {source.title}, arXiv {source.arxiv}."]
     if group is None:
-        notes.append(f"Nothing was measured on {part.dataset} yet.")
+        asked = f" with preset {sheet.preset}" if sheet.preset else ""
+        notes.append(f"Nothing was measured on {part.dataset}{asked} yet.")
     elif sheet.where != "measured" and not own:
         notes.append(
             f"Measured on {group.key.dataset} with preset {group.key.preset}: not comparable with the "

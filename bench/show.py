@@ -123,17 +123,18 @@ def sample_run(
     reason = type(method).unsupported(data.spec, task)
     if reason is not None:
         raise UserError(f"{config.method} draws no {task} samples here: {reason}")
+    from bench.drawing import spread
+
     test = data.split("test")
     with forked(derive(seed, "sample")), torch.no_grad(), autocast(method.device, config.train.precision):
         if not given:
             batch = method.joint_generate(count, sampler, steps)
         else:
-            rows = torch.arange(min(count, len(test)))
+            rows = spread(test, count)
             seen = {n: t.to(method.device) for n, t in test.batch(rows).items() if n in given}
             targets = [n for n in names if n not in given]
             batch = {**method.cross_generate(dict(seen), targets, sampler, steps), **seen}
-    save_grid({n: batch[n] for n in names}, out, data)
-    return out
+    return save_grid({n: batch[n] for n in names}, out, data)
 
 
 def data_text(name: str, options: Options) -> str:

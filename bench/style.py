@@ -73,9 +73,9 @@ def save(figure: Figure, path: Path, kinds: Iterable[str] = ("png", "pdf"), dpi:
             target.parent.mkdir(parents=True, exist_ok=True)
             # No date inside, so that the same numbers give the same file.
             metadata = {"CreationDate": None} if kind == "pdf" else None
-            with atomic(target) as temporary:
+            with atomic(target, "--out") as temporary:
                 figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata, **_TIGHT)
         except OSError as error:
-            raise unwritable(target, error) from error
+            raise unwritable(target, error, "--out") from error
         written.append(target)
     return written

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.files import atomic_file, read_error, sha256_file, storage_error
+from datasets.files import atomic_file, md5_file, read_error, sha256_file, storage_error
 from datasets.recipe import NAMES, SIDE
 from datasets.spec import UserError
 
@@ -123,6 +123,10 @@ def fetch(folder: Path, url: str, name: str, md5: str | None = None) -> Path:
     target, pin = folder / name, folder / f"{name}.sha256"
     pinned = pin.read_text(encoding="utf-8").strip() if pin.exists() else None
     if target.exists():
+        if pinned is None and md5 is not None and md5_file(target) != md5:
+            raise UserError(
+                f"'{target}' is not the published file (MD5 differs): put the original there or remove it"
+            )
         check_pin(target, pin)
         return target
     known = f"sha256:{pinned}" if pinned else f"md5:{md5}" if md5 else None

@@ -105,7 +105,7 @@ class CaptionedDataset(PreparedDataset):
                     f"the data folder '{given}' does not exist or is no folder: check --data or BENCH_DATA"
                 )
             source = self._local(Path(given))
-            if source is None and str(given) != environment:
+            if source is None and (environment is None or Path(given) != Path(environment)):
                 raise UserError(f"the data folder '{given}' holds no {self.name}: put {self.wanted} there")
         if source is not None:
             return self._prepared(source)
@@ -153,6 +153,12 @@ class CaptionedDataset(PreparedDataset):
             empty += len(words) - len(kept)
             if kept:
                 captions[split, key] = kept
+        twice = [key for split, key in captions if split == "test" and ("train", key) in captions]
+        if twice:
+            raise UserError(
+                f"{self.name} has {len(twice)} pictures in training and in the test ({min(twice)}): "
+                "restore the original files"
+            )
         pictures = self._pictures(source, {key for _, key in captions})
         unpaired = [pair for pair in captions if pair[1] not in pictures]
         captions = {pair: texts for pair, texts in sorted(captions.items()) if pair[1] in pictures}
@@ -237,15 +243,6 @@ class CaptionedDataset(PreparedDataset):
         )
         stored: dict[str, Any] = {"image": Shared(pictures, rows), "caption": tensors["caption"]}
         return Split(self.spec, stored, {}, {"image": rows, "caption": rows})
-
-
-def listing(*sources: Path) -> str:
-    """Names and sizes of what a source holds: when they change, it is another source."""
-    lines = []
-    for source in sources:
-        files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
-        lines += [f"{p.relative_to(source.parent).as_posix()} {p.stat().st_size}" for p in files]
-    return "\n".join(lines)
 
 
 def first(root: Path, *names: str) -> Path | None:

@@ -1,7 +1,8 @@
 """MSCOCO (METHODS 4.3): photographs with five captions each; train2014 trains, val2014 tests.
 
-Two layouts are known: the official archives' (unpacked or not; a folder may hold the pictures of
-2017 instead, the same photographs in another split), and a packed one, `*_64.npz` with `*_records.json`.
+Two layouts are known: the official archives' (unpacked or not; a folder may hold the pictures of 2017, the
+same photographs in other folders, since captions say what trains and what tests), and a packed one,
+`*_64.npz` with `*_records.json`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.archive import fetch
-from datasets.captioned import CaptionedDataset, Source, Whole, first, listing
+from datasets.captioned import CaptionedDataset, Source, Whole, first
+from datasets.files import listing
 from datasets.sources import decode_picture, read_arrays, read_records, square, walk
 from datasets.spec import UserError
 
@@ -31,7 +33,7 @@ CAPTIONS = 5
 
 _SPLITS = {"train": "train", "val": "test"}
 _PICTURE = re.compile(r"(?:^|/)(?:COCO_(?:train|val)\d{4}_)?0*(\d+)\.jpe?g$", re.IGNORECASE)
-_CAPTIONS = re.compile(r"(?:^|/)captions_(train|val)20(?:14|17)\.json$")
+_CAPTIONS = re.compile(r"(?:^|/)captions_(train|val)(2014|2017)\.json$")
 
 
 class COCO(CaptionedDataset):
@@ -73,12 +75,15 @@ class COCO(CaptionedDataset):
         *folders, annotations = files
 
         def captions() -> dict[tuple[str, str], list[str]]:
-            out: dict[tuple[str, str], list[tuple[int, str]]] = {}
+            years: dict[str, dict[tuple[str, str], list[tuple[int, str]]]] = {}
             for name, content in walk(annotations, _CAPTIONS):
-                split = _SPLITS[_CAPTIONS.search(name)[1]]  # type: ignore[index]
+                split, year = _CAPTIONS.search(name).groups()  # type: ignore[union-attr]
+                out = years.setdefault(year, {})
                 for number, key, text in _annotations(content, name):
-                    out.setdefault((split, key), []).append((number, text))
-            return {pair: [t for _, t in sorted(texts)[:CAPTIONS]] for pair, texts in out.items()}
+                    out.setdefault((_SPLITS[split], key), []).append((number, text))
+            # Both years caption the same photographs, in other splits: one alone counts, 2014 if it is there.
+            found = years[min(years)] if years else {}
+            return {pair: [t for _, t in sorted(texts)[:CAPTIONS]] for pair, texts in found.items()}
 
         def pictures(wanted: set[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
             for folder in folders:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.archive import fetch
-from datasets.captioned import CaptionedDataset, Source, Whole, first, listing
+from datasets.captioned import CaptionedDataset, Source, Whole, first
+from datasets.files import listing
 from datasets.sources import decode_picture, read_arrays, read_records, read_text, square, walk
 
 # The species that no method sees in training: the zero-shot split of Reed et al.
@@ -59,7 +60,9 @@ class CUB(CaptionedDataset):
 
     def _local(self, root: Path) -> Source | None:
         for place in (root, root / "cub", root / "official_layout", root / "cub" / "official_layout"):
-            packed = first(place, "*_64.npz" if self.side == 64 else "*_256_jpeg*.tar")
+            # CUB's own names first: the pack of another data set may lie beside them.
+            ending = "_64.npz" if self.side == 64 else "_256_jpeg*.tar"
+            packed = first(place, f"cub*{ending}", f"*{ending}")
             records = first(place, "cub*_records.json", "*_records.json")
             if packed is not None and records is not None:
                 return self._packed(packed, records)

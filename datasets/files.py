@@ -120,10 +120,28 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def listing(*sources: Path) -> str:
+    """Names, sizes and times of what a source holds: when they change, it is another source."""
+    lines = []
+    for source in sources:
+        files = sorted(p for p in source.rglob("*") if p.is_file()) if source.is_dir() else [source]
+        for path in files:
+            known = path.stat()
+            name = path.relative_to(source.parent).as_posix()
+            lines.append(f"{name} {known.st_size} {known.st_mtime_ns}")
+    return "\n".join(lines)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def md5_file(path: Path) -> str:
+    """Hex MD5 of a file's bytes, which publishers of old data sets give."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()
 
 
 def sha256_text(*parts: str) -> str:

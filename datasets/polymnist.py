@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets import archive
-from datasets.files import as_tensor, read_idx, read_image, sha256_text
+from datasets.files import as_tensor, listing, read_idx, read_image, sha256_text
 from datasets.prepared import PreparedDataset, open_prepared, prepared_or, write_prepared
 from datasets.recipe import NAMES, SPEC, composite, exact_pairing
 from datasets.spec import UserError
@@ -88,8 +88,10 @@ class PolyMNIST(PreparedDataset):
         environment = Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None
         given = self.data or environment
         local = Local(given) if given is not None else None
-        if local is not None and local.zip is not None:
-            return prepared_or(lambda: self._from_archive(published, local.zip), published)
+        if local is not None and (path := local.zip) is not None:
+            # A copy of its own: another archive of this name may hold something else.
+            folder = published.with_name(f"{published.name}-{sha256_text(listing(path))[:12]}")
+            return prepared_or(lambda: self._from_archive(folder, path), folder)
         if local is not None and given != environment:
             return self._rebuilt(root, local)
         if (info := open_prepared(published)) is not None:
@@ -116,11 +118,12 @@ class PolyMNIST(PreparedDataset):
         return root / f"rebuild-v{VERSION}-seed{self.seed}-{local.key()}"
 
     def _rebuilds(self, root: Path) -> list[Path]:
-        """The rebuilt copies of this seed in the cache, when no folder says which; at most one."""
-        found = [p for p in sorted(root.glob(f"rebuild-v{VERSION}-seed{self.seed}-*")) if p.is_dir()]
+        """The copies of this seed made from a local folder, when nothing says from which; at most one."""
+        patterns = [f"{kind}-v{VERSION}-seed{self.seed}-*" for kind in ("archive", "rebuild")]
+        found = [p for pattern in patterns for p in sorted(root.glob(pattern)) if p.is_dir()]
         if len(found) > 1:
             raise UserError(
-                f"'{root}' holds {len(found)} rebuilds of polymnist: say which by --data or BENCH_DATA"
+                f"'{root}' holds {len(found)} copies of polymnist: say which source by --data or BENCH_DATA"
             )
         return found
 

@@ -54,7 +54,12 @@ class Published:
     def check(self, path: Path, named: str = "") -> Path:
         """The path, if its content is the published one, else Unavailable. named: where it comes from."""
         said = f"{named} ({path})" if named else f"'{path}'"
-        if not self.is_genuine(path):
+        try:
+            genuine = self.is_genuine(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise Unavailable(f"{said} cannot be read ({reason}); get it with: {self.remedy()}") from error
+        if not genuine:
             raise Unavailable(
                 f"{said} is not the published {self.what} file, whose SHA-256 begins with {self.digest}; "
                 f"get it with: {self.remedy()}"
@@ -75,8 +80,9 @@ class Published:
             return self.check(Path(named), source)
         for name in self.names:
             cached = self.folder() / name
-            if cached.is_file() and self.is_genuine(cached):
-                return cached
+            with contextlib.suppress(OSError):  # one that cannot be read is as good as none
+                if cached.is_file() and self.is_genuine(cached):
+                    return cached
         if not download:
             raise Unavailable(
                 f"the {self.what} weights are not on this machine; get them with: {self.remedy()}"

@@ -103,10 +103,24 @@ def test_archive_put_into_the_folder_by_hand_is_used(tmp_path: Path, local: Path
     assert data.split("test").groups == {}
 
 
+def test_another_archive_by_hand_is_not_taken_for_the_first(tmp_path: Path, local: Path) -> None:
+    members = picture_members()
+    (local / "PolyMNIST.zip").write_bytes(zipped(members))
+    first = PolyMNIST(tmp_path / "cache", data=local)
+    other = tmp_path / "other"
+    other.mkdir()
+    pictures = sorted(name for name in members if name.endswith(".png"))
+    changed = dict(members) | {pictures[0]: members[pictures[1]]}
+    (other / "PolyMNIST.zip").write_bytes(zipped(changed))
+    second = PolyMNIST(tmp_path / "cache", data=other)
+    assert first.fingerprint != second.fingerprint
+    assert PolyMNIST(tmp_path / "cache", data=local).fingerprint == first.fingerprint
+
+
 def test_several_rebuilds_and_no_folder_is_a_question(tmp_path: Path, local: Path) -> None:
     first = PolyMNIST(tmp_path / "cache", data=local).folder
     first.with_name(first.name + "-other").mkdir()
-    with pytest.raises(UserError, match="holds 2 rebuilds.*--data"):
+    with pytest.raises(UserError, match="holds 2 copies.*--data"):
         PolyMNIST(tmp_path / "cache").prepare()
 
 

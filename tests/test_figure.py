@@ -143,6 +143,7 @@ def test_texts_stand_in_their_cells(tmp_path, kept):
     plot_grid_joint(mixed, tmp_path / "words", words=lambda ids: f"bird {int(ids[0])}")
     shown = [text.get_text() for axis in kept[1].axes for text in axis.texts]
     assert {"bird 5", "bird 6", "bird 8", "m0", "text"} <= set(shown)
+    plot_grid_joint(mixed, tmp_path / "money", words=lambda ids: "a $ { $ sign")  # no formula
 
 
 def test_pictures_are_clamped_rounded_and_enlarged_by_repeating():

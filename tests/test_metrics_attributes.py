@@ -176,6 +176,16 @@ def test_one_scene_over_and_over_is_a_collapse() -> None:
     assert one(metric.compute(), "largest_share").value == 1
 
 
+def test_a_few_readable_captions_are_no_collapse() -> None:
+    test = split()
+    hue, tint = test.labels["hue"], test.labels["tint"]
+    said = captions(hue, tint)
+    said[3:] = 0
+    metric = AttributeMetric(Exact(), Oracle(), test)
+    metric.update(event("joint", (), test, {"image": images(hue, tint), "caption": said}))
+    assert one(metric.compute(), "largest_share", target="caption").value <= 3 / len(said)
+
+
 def test_a_given_modality_is_not_a_target_and_batches_add_up() -> None:
     test = split()
     hue, tint = test.labels["hue"], test.labels["tint"]

@@ -51,6 +51,18 @@ def test_other_weights_are_refused_however_they_are_named(tmp_path, monkeypatch)
         WEIGHTS.find()
 
 
+def test_a_file_that_cannot_be_read_is_answered_with_the_command(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"x")
+
+    def refused(self, path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(WEIGHTS), "is_genuine", refused)
+    with pytest.raises(Unavailable, match="cannot be read \\(Permission denied\\).*curl"):
+        WEIGHTS.find(path)
+
+
 def test_what_is_missing_is_answered_with_the_command(tmp_path):
     pytest.importorskip("torch_fidelity")
     with pytest.raises(Unavailable, match="names no file") as missing:

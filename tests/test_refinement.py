@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def test_every_measure_is_kept_with_its_cost(
     assert {e["nfe"] for e in entries if e["steps"] == 4} == {5} and all(e["seconds"] > 0 for e in entries)
     keep(tmp_path, entries)
     assert kept(tmp_path) == entries and kept(tmp_path / "elsewhere") is None
+    stored = json.loads((tmp_path / "refinement.json").read_text())
+    (tmp_path / "refinement.json").write_text(json.dumps(stored | {"metric_version": "0"}))
+    assert kept(tmp_path) is None
     files = plot_refinement(entries, tmp_path / "steps", "title")
     assert [f.name for f in files] == ["steps.png", "steps.pdf"] and files[0].stat().st_size > 5000
     with pytest.raises(UsageError, match="no sampler that revises"):

@@ -61,6 +61,7 @@ SOURCE = "from methods.base import Method\n"
         (SOURCE + "class A(Method): pass\nclass B(Method): pass\n", "it defines A, B"),
         ("import not_there_at_all\n", "no module 'not_there_at_all'"),
         ("def broken(:\n", "cannot be loaded"),
+        ("nonsense\n", "cannot be loaded \\(NameError: name 'nonsense' is not defined\\)"),
     ],
 )
 def test_a_bad_method_file_is_one_sentence(
@@ -101,3 +102,6 @@ def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "theirs" in method_names() and "their_data" in dataset_names()
     assert load_method_class("theirs").__name__ == "TinyVAE"
     assert load_dataset("their_data", tmp_path).name == "tiny"
+    points[registry.METHOD_GROUP].append(EntryPoint("mmvae", "tiny:TinyVAE", registry.METHOD_GROUP))
+    with pytest.raises(UserError, match="calls itself 'mmvae'"):
+        load_method_class("mmvae")

@@ -45,6 +45,14 @@ def test_details_are_asked_for(root: Path) -> None:
     assert len(every) == 10 and ("m0", "m1") in [(x["given"], x["target"]) for x in every]
 
 
+def test_scores_without_a_value_are_details(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (line,) = score_lines(find_runs(tmp_path), ["fid_uncond"], details=True)
+    assert line["value"] is None
+    with pytest.raises(UsageError, match="no finished run has such an average"):
+        score_lines(find_runs(tmp_path), ["fid_uncond"])
+
+
 def test_seconds_and_the_end_of_the_log(root: Path) -> None:
     (run,) = (r for r in find_runs(root) if r.record["method"] == "ours")
     run.record["timing"] = {"train_s": 12.5}

@@ -321,10 +321,10 @@ class Job:
         have = have if stored else {}
         planned = self.config.plan.metrics
         missing = tuple(n for n in planned if have.get(n) != self._metric_fingerprint(n))
-        if have and set(missing) <= {"fid", "clip"}:
+        if have and missing and set(missing) <= {"fid", "clip"}:
             # Looked for again, since the weights may be here now; without them nothing is drawn again.
             gone = unobtainable(missing, self.data, self.config.plan, self.options)
-            if missing and set(gone) == set(missing):
+            if set(gone) == set(missing):
                 for name, reason in gone.items():
                     self.reporter.say(f"note: {name} cannot be had here: {reason}")
                 return ()

@@ -323,7 +323,7 @@ class Job:
         missing = tuple(n for n in planned if have.get(n) != self._metric_fingerprint(n))
         if have and missing and set(missing) <= {"fid", "clip"}:
             # Looked for again, since the weights may be here now; without them nothing is drawn again.
-            gone = unobtainable(missing, self.data, self.config.plan, self.options)
+            gone = unobtainable(missing, self.options)
             if set(gone) == set(missing):
                 for name, reason in gone.items():
                     self.reporter.say(f"note: {name} cannot be had here: {reason}")
@@ -339,8 +339,6 @@ class Job:
         same = trained_on == hardware(self.device)
         step = self.folder.record.get("timing", {}).get("step_s") if same else None
         found = score(method, self.data, plan, self.config, self.device, self.options, self.reporter, step)
-        if self.options.rescore:
-            self.folder.drop(REFINEMENT)  # `bench plot steps` measures it anew
         add_scores(self.folder, found, self.config.plan)
         draw_grid(method, self.data, self.config, self.folder.path / GRID)
         # What could not be had (weights to download, say) is asked for again next time.

@@ -75,7 +75,7 @@ def thin_log(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for i in training:
             stages.setdefault(entries[i].get("stage", ""), []).append(i)
         kept = {i for lines in stages.values() for i in (lines[0], *lines[-PATIENCE:])}
-        even = LOG_LINES - len(kept)
+        even = max(2, LOG_LINES - len(kept))
         kept |= {training[round(k * (len(training) - 1) / (even - 1))] for k in range(even)}
         dropped = set(training) - kept
         entries = [entry for i, entry in enumerate(entries) if i not in dropped]

@@ -12,13 +12,12 @@ import torch
 from bench.config import Plan, RunConfig
 from bench.device import autocast
 from bench.evaluate import Evaluation, evaluate
-from bench.feature_metrics import feature_metric
 from bench.progress import Reporter
 from bench.randomness import derive, forked
 from bench.store import RunFolder
 from datasets.spec import Batch, Dataset, UserError
 from methods.base import Method
-from metrics import METRIC_VERSION
+from metrics import METRIC_VERSION, clip, fid
 from metrics.weights import Unavailable
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def score(
     step_seconds: float | None = None,
 ) -> Evaluation:
     """Evaluate a trained method the way every run is evaluated."""
+    named = {"inception": options.inception, "clip": options.clip}
+    weights = {k: path or os.environ.get(f"BENCH_{k.upper()}") or None for k, path in named.items()}
     return evaluate(
         method,
         data,
@@ -50,29 +51,19 @@ def score(
         step_seconds=step_seconds,
         download=options.download,
         progress=reporter,
-        **_weights(options),
+        **weights,
     )
 
 
-def _weights(options: Options) -> dict[str, Path | str | None]:
-    """Paths of the weights of published networks, by option or environment."""
-    named = {"inception": options.inception, "clip": options.clip}
-    return {name: path or os.environ.get(f"BENCH_{name.upper()}") or None for name, path in named.items()}
-
-
-def unobtainable(names: Sequence[str], data: Dataset, plan: Plan, options: Options) -> dict[str, str]:
-    """Metric -> why it cannot be had here, of those `names` that need weights of a published network."""
-    given = _weights(options)
-    weights = {"fid": given["inception"], "clip": given["clip"]}
-    test, train = data.split(plan.split), data.split("train")
+def unobtainable(names: Sequence[str], options: Options) -> dict[str, str]:
+    """Metric (`fid`, `clip`) -> why the weights of its published network cannot be had here."""
+    published = {"fid": (fid.WEIGHTS, options.inception), "clip": (clip.WEIGHTS, options.clip)}
     found = {}
-    for name in (name for name in names if name in weights):
+    for name in names:
+        weights, path = published[name]
         try:
-            feature_metric(
-                name, data, plan, test, train, cache=options.cache, device=torch.device("cpu"),
-                weights=weights, download=options.download, seed=0,
-            )  # fmt: skip
-        except (Unavailable, ValueError) as error:
+            weights.find(path, options.download)
+        except Unavailable as error:
             found[name] = str(error)
     return found
 

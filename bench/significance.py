@@ -97,22 +97,18 @@ def half_width(a: Evidence, b: Evidence) -> float | None:
 
 def _unpaired(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Half of Welch's 95 % interval; a single value varies as the others do. None for two single values."""
-    from scipy.stats import t
+    from scipy.stats import t, ttest_ind
 
-    if len(a) == len(b) == 1:
+    many = max((a, b), key=len)
+    if len(many) == 1:
         return None
-    spreads = [float(np.var(values, ddof=1)) for values in (a, b) if len(values) > 1]
-    parts = [
-        (float(np.var(values, ddof=1)) if len(values) > 1 else spreads[0]) / len(values) for values in (a, b)
-    ]
-    if sum(parts) == 0:
+    if len(a) == 1 or len(b) == 1:
+        variance = float(np.var(many, ddof=1)) * (1 + 1 / len(many))
+        return float(t.ppf(0.975, len(many) - 1)) * variance**0.5
+    if np.ptp(a) == np.ptp(b) == 0:
         return 0.0
-    # A single value has no freedom of its own: its variance is the others'.
-    known = [(part, len(v) - 1) for part, v in zip(parts, (a, b), strict=True) if len(v) > 1]
-    freedom = float(known[0][1])
-    if len(known) == 2:
-        freedom = sum(parts) ** 2 / sum(part**2 / degrees for part, degrees in known)
-    return float(t.ppf(0.975, freedom)) * sum(parts) ** 0.5
+    interval = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    return float(interval.high - interval.low) / 2
 
 
 def gap(a: Cell, b: Cell) -> float:
